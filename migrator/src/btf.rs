@@ -1,0 +1,1 @@
+//! Member offsets of kernel structs, from the running kernel's BTF.

@@ -1,0 +1,231 @@
+//! The command line, as clap parses it. These structs end at
+//! [`command`](crate::command), which turns them into checked options.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::pathmap::Mapping;
+
+/// Moves a container to another Linux host together with its hot page cache.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Observe which file pages a process, a cgroup or the whole host uses.
+    Track(TrackArgs),
+    /// Show what a page index list holds.
+    Show(ShowArgs),
+    /// Read the pages of a list into the page cache of this host.
+    Prefetch(PrefetchArgs),
+    /// Hand the hot page cache of a process over to another host.
+    Move(MoveArgs),
+    /// The other end of `move`: prefetch what a source sends.
+    Receive(ReceiveArgs),
+    /// Say what this host can do.
+    Check(CheckArgs),
+}
+
+/// Whom to observe.
+#[derive(Debug, Args)]
+#[group(id = "target", required = true, multiple = false)]
+pub struct TargetArgs {
+    /// This process and its descendants, also those forked later.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// The processes of this cgroup and of those below it.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Where accesses come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SourceChoice {
+    /// The best that this host permits; says which and why.
+    Auto,
+    /// eBPF programs on the page cache's hooks: every access, exactly.
+    Ebpf,
+    /// The `hotpages` kernel module: active/inactive LRU of old kernels.
+    Kmod,
+    /// /proc page flags: what the LRU knows, without anything in the kernel.
+    Procfs,
+}
+
+/// How to observe; shared by `track` and `move`.
+#[derive(Debug, Args)]
+pub struct ObserveArgs {
+    /// Where accesses come from.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub source: SourceChoice,
+    /// How long one epoch is: heat counts the epochs in which a page was used.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
+    pub interval: Duration,
+    /// Leave out pages that are less hot; 2 keeps what was used more than once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub min_heat: u8,
+}
+
+/// `migrator track`
+#[derive(Debug, Args)]
+pub struct TrackArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub target: TargetArgs,
+    /// Every process of this host.
+    #[arg(long, group = "target")]
+    pub all: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub observe: ObserveArgs,
+    /// Stop after this time; without it, at Ctrl-C or when the process ends.
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Write the page index list to this file, atomically.
+    #[arg(long, value_name = "LIST")]
+    pub output: Option<PathBuf>,
+    /// Also write it every so often while observing.
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "output")]
+    pub save_every: Option<Duration>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `migrator show`
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The list, a .pil file; `-` reads standard input.
+    pub list: PathBuf,
+    /// Print the list as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to prefetch; shared by `prefetch` and `receive`.
+#[derive(Debug, Args)]
+pub struct WarmArgs {
+    /// Files below FROM are found below TO on this host; may be repeated.
+    #[arg(long = "map", value_name = "FROM=TO", value_parser = Mapping::parse)]
+    pub maps: Vec<Mapping>,
+    /// Prefetch only files below DIR, after --map; may be repeated.
+    #[arg(long = "allow", value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+    /// Read at most this much, hottest first; without it, what memory is available.
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<ByteSize>,
+    /// How many reads are in flight at once.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: u16,
+    /// Read at most this much per second, as in 100MiB/s.
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub bandwidth: Option<ByteSize>,
+    /// Read pages of heat 2 and more twice, so that they land on the active list.
+    #[arg(long)]
+    pub activate: bool,
+}
+
+/// `migrator prefetch`
+#[derive(Debug, Args)]
+pub struct PrefetchArgs {
+    /// The list, a .pil file; `-` reads standard input.
+    pub list: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub warm: WarmArgs,
+    /// Say what would be read, and read nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the report as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `migrator move`
+#[derive(Debug, Args)]
+pub struct MoveArgs {
+    /// Hand over the page cache only; the process stays where it is.
+    #[arg(long, required = true)]
+    pub cache_only: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub target: TargetArgs,
+    /// Where to: ssh://[user@]host, or tcp://ADDR:PORT on this machine.
+    #[arg(long, value_name = "DEST")]
+    pub to: String,
+    /// The command that logs in to the host, as in rsync.
+    #[arg(long, value_name = "COMMAND", default_value = "ssh")]
+    pub rsh: String,
+    /// The migrator to run on the other host.
+    #[arg(long, value_name = "PATH", default_value = "migrator")]
+    pub remote_path: PathBuf,
+    /// Files below FROM are found below TO on the other host; may be repeated.
+    #[arg(long = "map", value_name = "FROM=TO", value_parser = Mapping::parse)]
+    pub maps: Vec<Mapping>,
+    /// How long to observe before the list is sent.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
+    pub observe: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub source: ObserveArgs,
+    /// Send this list instead of observing.
+    #[arg(long, value_name = "LIST", conflicts_with = "target")]
+    pub list: Option<PathBuf>,
+    /// Print the destination's report as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `migrator receive`
+#[derive(Debug, Args)]
+#[group(id = "channel", required = true, multiple = false)]
+pub struct ReceiveArgs {
+    /// Wait for one source on this loopback address.
+    #[arg(long, value_name = "ADDR:PORT", group = "channel")]
+    pub listen: Option<SocketAddr>,
+    /// Talk over standard input and output (what `move --to ssh://` runs).
+    #[arg(long, group = "channel")]
+    pub stdio: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub warm: WarmArgs,
+    /// Print the report as one JSON object (not with --stdio).
+    #[arg(long, conflicts_with = "stdio")]
+    pub json: bool,
+}
+
+/// `migrator check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A time such as `30s`, `500ms` or `2m`; not zero.
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error} (a time looks like 30s, 500ms or 2m)"))?;
+    if time.is_zero() {
+        return Err("the time must be more than zero".into());
+    }
+    Ok(time)
+}
+
+/// A rate such as `100MiB/s` in bytes per second; not zero.
+fn bandwidth(text: &str) -> Result<ByteSize, String> {
+    let rate: ByteSize = text.strip_suffix("/s").unwrap_or(text).parse()?;
+    if rate.as_u64() == 0 {
+        return Err("the rate must be more than zero".into());
+    }
+    Ok(rate)
+}

@@ -1,0 +1,28 @@
+//! The commands: each turns its arguments into checked options, runs the
+//! core, and prints.
+
+mod check;
+mod move_cache;
+mod prefetch;
+mod receive;
+mod show;
+mod track;
+
+use crate::cli::{Cli, Command};
+use crate::exit::Outcome;
+
+/// Runs the command that was asked for.
+///
+/// # Errors
+/// What went wrong, in a sentence fit for the user; [`crate::exit::code`]
+/// turns it into an exit code.
+pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    match cli.command {
+        Command::Track(args) => track::run(args),
+        Command::Show(args) => show::run(args),
+        Command::Prefetch(args) => prefetch::run(args),
+        Command::Move(args) => move_cache::run(args),
+        Command::Receive(args) => receive::run(args),
+        Command::Check(args) => check::run(args),
+    }
+}

@@ -1,0 +1,43 @@
+//! How a command ends: exit codes, and the errors that choose them.
+
+use std::process::ExitCode;
+
+/// A command that ran to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything asked for was done: exit code 0.
+    Done,
+    /// Some of the pages asked for could not be prefetched; the report says
+    /// which and why: exit code 3.
+    Incomplete,
+}
+
+/// The user asked for something that does not make sense: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// This host can't do what was asked for: exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsupported(pub String);
+
+/// Prints the error, if there is one, and gives the exit code.
+///
+/// 0 done, 1 error, 2 usage, 3 prefetch incomplete, 4 host unsupported
+/// (5, rolled back to the source, comes with `move` of a live process).
+pub fn code(result: anyhow::Result<Outcome>) -> ExitCode {
+    let error = match result {
+        Ok(Outcome::Done) => return ExitCode::SUCCESS,
+        Ok(Outcome::Incomplete) => return ExitCode::from(3),
+        Err(error) => error,
+    };
+    eprintln!("migrator: {error:#}");
+    if error.downcast_ref::<Usage>().is_some() {
+        ExitCode::from(2)
+    } else if error.downcast_ref::<Unsupported>().is_some() {
+        ExitCode::from(4)
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,1 @@
+//! (device, inode) ↔ path, inside containers and mounts.

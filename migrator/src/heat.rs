@@ -1,0 +1,1 @@
+//! Accesses → ranked pages.

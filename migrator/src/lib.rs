@@ -1,0 +1,22 @@
+//! `migrator` moves a container from one Linux host to another with its hot
+//! page cache, so that it is fast from its first read on the new host.
+//!
+//! The data goes one way: [`source`] → [`heat`] → [`pagelist`] → [`format`]
+//! (or [`protocol`]) → [`plan`] → [`prefetch`].
+
+pub mod btf;
+pub mod cli;
+pub mod command;
+pub mod exit;
+pub mod file;
+pub mod format;
+pub mod heat;
+pub mod kernel;
+pub mod pagelist;
+pub mod pathmap;
+pub mod plan;
+pub mod prefetch;
+pub mod protocol;
+pub mod residency;
+pub mod source;
+pub mod target;

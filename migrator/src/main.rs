@@ -1,0 +1,9 @@
+//! The `migrator` command: parses, dispatches, and turns the outcome into an
+//! exit code.
+
+use clap::Parser;
+use migrator::{cli, command, exit};
+
+fn main() -> std::process::ExitCode {
+    exit::code(command::run(cli::Cli::parse()))
+}

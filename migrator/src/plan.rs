@@ -1,0 +1,1 @@
+//! Runs → pread batches in a budget.

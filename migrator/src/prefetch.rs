@@ -1,0 +1,1 @@
+//! Runs the batches of a plan.

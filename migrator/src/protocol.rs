@@ -1,0 +1,1 @@
+//! What source and destination say to each other.

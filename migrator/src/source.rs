@@ -1,0 +1,1 @@
+//! Where accesses come from; which source was chosen, and why.
