@@ -177,9 +177,6 @@ pub struct MoveArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub source: ObserveArgs,
-    /// Send this list instead of observing.
-    #[arg(long, value_name = "LIST", conflicts_with = "target")]
-    pub list: Option<PathBuf>,
     /// Print the destination's report as one JSON object.
     #[arg(long)]
     pub json: bool,
