@@ -13,8 +13,9 @@ pub const CHUNK_PAGES: u64 = 512;
 /// Words of 64 pages in a chunk.
 pub const CHUNK_WORDS: usize = (CHUNK_PAGES / 64) as usize;
 
-/// How many neighbouring entries are tried before a chunk counts as lost.
-pub const PROBES: u32 = 8;
+/// How many entries are tried before a chunk counts as lost. With a side half
+/// full, which is when it is emptied, that happens to one chunk in 4096.
+pub const PROBES: u32 = 12;
 
 /// Which chunk an entry of the access map is for.
 ///
@@ -51,13 +52,17 @@ impl ChunkKey {
         self.place as u32
     }
 
-    /// Where the search for the key begins, before it is cut to the size of
-    /// the map. Neighbouring chunks of a file get neighbouring entries, so
-    /// that a sequential reader walks through the map sequentially.
+    /// Where the search for the key begins, and how far apart the entries are
+    /// that it tries; both before they are cut to the size of the map.
+    ///
+    /// Neighbouring chunks of a file begin at neighbouring entries, so that a
+    /// sequential reader walks through the map sequentially. The distance is
+    /// odd, so that it reaches every entry of a map whose size is a power of 2.
     #[inline(always)]
-    pub const fn slot(&self) -> u32 {
+    pub const fn slots(&self) -> (u32, u32) {
         let file = (self.inode ^ (self.place >> 32) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((file >> 32) as u32).wrapping_add(self.place as u32)
+        let start = ((file >> 32) as u32).wrapping_add(self.place as u32);
+        (start, file as u32 | 1)
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
     let mut first = index;
     let mut quiet = false;
     if kind != Again::Mapping {
-        let owner = inode.address() ^ bpf_get_current_pid_tgid().rotate_left(24);
+        let owner = inode.mixed() ^ bpf_get_current_pid_tgid().rotate_left(24);
         let Some(cursor) = CURSOR_TABLE
             .get_ptr_mut((owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32 & (CURSORS - 1))
         else {
@@ -162,7 +162,7 @@ fn find(inode: &Inode, chunk: u32, counters: *mut Counters) -> Option<*mut Chunk
     let side = unsafe { core::ptr::read_volatile(&raw const (*sides).written) } as u32 & 1;
     let mask = config(|c| &c.chunk_mask);
     let base = side * (mask + 1);
-    let mut slot = key.slot();
+    let (mut slot, distance) = key.slots();
     for _ in 0..PROBES {
         let entry = base + (slot & mask);
         let keys = CHUNK_KEYS.get_ptr_mut(entry)?;
@@ -186,7 +186,7 @@ fn find(inode: &Inode, chunk: u32, counters: *mut Counters) -> Option<*mut Chunk
                 }
             }
         }
-        slot = slot.wrapping_add(1);
+        slot = slot.wrapping_add(distance);
     }
     None
 }

@@ -140,26 +140,25 @@ impl HeatMap {
     /// Drops the chunks that were not used for the longest time, until at most
     /// `keep` pages are left.
     fn forget(&mut self, keep: usize) {
-        let chunks = self.files.values().flat_map(BTreeMap::values);
-        let mut ages: Vec<(u32, usize)> = chunks.map(|c| (c.epoch, c.pages.len())).collect();
+        let mut ages: Vec<(u32, FileId, u32)> = Vec::new();
+        for (file, chunks) in &self.files {
+            ages.extend(
+                chunks
+                    .iter()
+                    .map(|(number, chunk)| (chunk.epoch, *file, *number)),
+            );
+        }
         ages.sort_unstable();
-        let mut left = self.pages;
-        let Some((oldest, _)) = ages.into_iter().find(|(_, pages)| {
-            left -= pages;
-            left <= keep
-        }) else {
-            return;
-        };
-        for file in self.files.values_mut() {
-            file.retain(|_, chunk| {
-                let stays = chunk.epoch > oldest;
-                if !stays {
-                    self.pages -= chunk.pages.len();
-                    let known = chunk.pages.iter().filter(|history| **history != 0);
-                    self.forgotten += known.count() as u64;
-                }
-                stays
-            });
+        for (_, file, number) in ages {
+            if self.pages <= keep {
+                break;
+            }
+            let chunks = self.files.get_mut(&file);
+            if let Some(chunk) = chunks.and_then(|chunks| chunks.remove(&number)) {
+                self.pages -= chunk.pages.len();
+                let known = chunk.pages.iter().filter(|history| **history != 0);
+                self.forgotten += known.count() as u64;
+            }
         }
         self.files.retain(|_, chunks| !chunks.is_empty());
     }
