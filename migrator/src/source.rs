@@ -1,1 +1,3 @@
 //! Where accesses come from; which source was chosen, and why.
+
+pub mod object;
