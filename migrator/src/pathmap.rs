@@ -43,7 +43,7 @@ impl Mapping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPath {
     /// It does not begin with a slash.
-    #[error("is not an absolute path")]
+    #[error("is not absolute")]
     Relative,
     /// It has a `..` in it, which could lead anywhere.
     #[error("has a .. in it")]
@@ -159,8 +159,8 @@ mod tests {
             ("/data", "has no ="),
             ("=/mnt", "FROM of =/mnt is empty"),
             ("/data=", "TO of /data= is empty"),
-            ("data=/mnt", "FROM of data=/mnt is not an absolute path"),
-            ("/data=mnt", "TO of /data=mnt is not an absolute path"),
+            ("data=/mnt", "FROM of data=/mnt is not absolute"),
+            ("/data=mnt", "TO of /data=mnt is not absolute"),
             ("/data=/mnt/../x", "TO of /data=/mnt/../x has a .. in it"),
         ] {
             let error = Mapping::parse(text).expect_err(text);

@@ -119,6 +119,23 @@ pub fn extents(
     plan
 }
 
+/// The pages of a file of `size` bytes that the runs name, as sorted ranges
+/// that neither overlap nor touch: what to ask
+/// [`residency`](crate::residency) about.
+pub fn pages(size: u64, runs: &[Run], page_size: u32) -> Vec<Range<u64>> {
+    let in_file = size.div_ceil(u64::from(page_size));
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for Layer { pages, .. } in layers(runs) {
+        let inside = pages.start.min(in_file)..pages.end.min(in_file);
+        match ranges.last_mut() {
+            _ if inside.is_empty() => {}
+            Some(last) if last.end == inside.start => last.end = inside.end,
+            _ => ranges.push(inside),
+        }
+    }
+    ranges
+}
+
 /// The extents hottest first, then by file, then by page index: those that
 /// fit into the budget of `budget` pages, and those that do not.
 ///
@@ -341,6 +358,13 @@ mod tests {
         };
         assert_eq!(batches, [expected]);
         assert_eq!(extents(0, 0, &[run(0, 1, 1)], &[], SHAPE).beyond_end, 1);
+    }
+
+    #[test]
+    fn pages_are_asked_about_once() {
+        let runs = [run(8, 10, 1), run(0, 4, 1), run(2, 3, 2), run(5, 1, 1)];
+        assert_eq!(pages(10 * u64::from(PAGE) - 1, &runs, PAGE), [0..6, 8..10]);
+        assert_eq!(pages(0, &runs, PAGE), []);
     }
 
     #[test]
