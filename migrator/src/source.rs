@@ -4,18 +4,24 @@ mod access_map;
 pub mod ebpf;
 pub mod hooks;
 pub mod object;
+pub mod pageflags;
+pub mod procfs;
 
 use std::fmt;
+use std::path::Path;
 
 use crate::cli::SourceChoice;
 use crate::target::{Target, TargetError};
 
 use ebpf::EbpfSource;
+use procfs::Sampler;
 
 /// A source at work.
 pub enum Source {
     /// Every access, from the page cache's hooks.
     Ebpf(Box<EbpfSource>),
+    /// What the LRU knows, from /proc page flags.
+    Procfs(Sampler),
 }
 
 impl fmt::Display for Source {
@@ -26,6 +32,7 @@ impl fmt::Display for Source {
                 let hooks = source.hooks().iter().map(|hook| hook.tracepoint);
                 write!(f, "every access ({})", hooks.collect::<Vec<_>>().join(", "))
             }
+            Self::Procfs(sampler) => f.write_str(sampler.what_it_knows()),
         }
     }
 }
@@ -64,10 +71,10 @@ pub struct Chosen {
 /// Why the source, or the last of them, can't be used.
 pub fn choose(choice: SourceChoice, target: &Target) -> Result<(Source, Chosen), Refusal> {
     let order: &[(&'static str, Start)] = match choice {
-        SourceChoice::Auto => &[("ebpf", ebpf), ("kmod", kmod)],
+        SourceChoice::Auto => &[("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)],
         SourceChoice::Ebpf => &[("ebpf", ebpf)],
         SourceChoice::Kmod => &[("kmod", kmod)],
-        SourceChoice::Procfs => &[],
+        SourceChoice::Procfs => &[("procfs", procfs)],
     };
     let mut refused = Vec::new();
     for (name, start) in order {
@@ -95,4 +102,11 @@ fn kmod(_target: &Target) -> Result<Source, Refusal> {
     Err(Refusal::NotSupported(
         "this version comes without the kernel module".into(),
     ))
+}
+
+fn procfs(_target: &Target) -> Result<Source, Refusal> {
+    Ok(Source::Procfs(Sampler::open(
+        Path::new("/proc"),
+        Path::new("/sys"),
+    )?))
 }

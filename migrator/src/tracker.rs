@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use migrator_common::event::{Counters, HALF_FULL};
+use anyhow::Context;
+use migrator_common::event::{Counters, Event, HALF_FULL};
 
 use crate::cli::SourceChoice;
-use crate::file::{InodeKey, Resolver, Unresolved};
+use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::source::procfs::Reason;
 use crate::source::{self, Chosen, Refusal, Source};
 use crate::target::Target;
 
@@ -29,6 +31,10 @@ pub struct Tracker {
     /// What file handles are made of, and whether the inode was used by the
     /// same file all the time.
     generations: HashMap<FileId, u32>,
+    /// What samples have shown: the latest of each file, and what the latest
+    /// left out.
+    sampled: BTreeMap<(u64, u64), HotFile>,
+    unsampled: BTreeMap<Reason, u64>,
 }
 
 /// What is known at one moment.
@@ -37,11 +43,25 @@ pub struct Snapshot {
     /// The list; hottest file first.
     pub list: PageIndexList,
     /// What stands in no list, by reason.
-    pub left_out: BTreeMap<Unresolved, LeftOut>,
+    pub left_out: BTreeMap<Reason, LeftOut>,
     /// What the kernel side saw and lost.
     pub counters: Counters,
     /// Pages that were forgotten because too many were used.
     pub forgotten: u64,
+}
+
+impl Snapshot {
+    fn new(forgotten: u64) -> Self {
+        Self {
+            list: PageIndexList {
+                page_size: kernel::page_size(),
+                files: Vec::new(),
+            },
+            left_out: BTreeMap::new(),
+            counters: Counters::default(),
+            forgotten,
+        }
+    }
 }
 
 /// How much was left out for a reason.
@@ -49,7 +69,7 @@ pub struct Snapshot {
 pub struct LeftOut {
     /// Files.
     pub files: u64,
-    /// Their pages of the heat asked for.
+    /// Their pages of the heat asked for, where they are known.
     pub pages: u64,
 }
 
@@ -68,6 +88,8 @@ impl Tracker {
             resolver: Resolver::new(PathBuf::from(PROC)),
             heat: HeatMap::default(),
             generations: HashMap::new(),
+            sampled: BTreeMap::new(),
+            unsampled: BTreeMap::new(),
         };
         tracker.look_at_processes();
         Ok((tracker, chosen))
@@ -82,6 +104,7 @@ impl Tracker {
     pub fn wakes(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Ebpf(source) => Some(source.as_fd()),
+            Source::Procfs(_) => None,
         }
     }
 
@@ -90,50 +113,47 @@ impl Tracker {
         self.target.is_alive(Path::new(PROC))
     }
 
-    /// Takes over what the source has seen. Wants to be called whenever the
-    /// source's descriptor is readable, and ten times a second.
+    /// Takes over what the source has seen. Wants to be called whenever
+    /// [`Self::wakes`] is readable, and ten times a second.
     ///
     /// # Errors
     /// The source failed.
     pub fn collect(&mut self) -> anyhow::Result<()> {
-        match &mut self.source {
-            Source::Ebpf(source) => loop {
-                let mut events = Vec::new();
-                let mut half_full = false;
-                while events.len() < EVENTS_AT_ONCE
-                    && let Some(event) = source.next_event()
-                {
-                    half_full |= event.kind == HALF_FULL;
-                    events.push(event);
-                }
-                if half_full || events.is_empty() {
-                    source.drain(|key, bits| {
+        let Source::Ebpf(source) = &mut self.source else {
+            return Ok(());
+        };
+        loop {
+            let events: Vec<Event> = std::iter::from_fn(|| source.next_event())
+                .take(EVENTS_AT_ONCE)
+                .collect();
+            if events.is_empty() || events.iter().any(|event| event.kind == HALF_FULL) {
+                source
+                    .drain(|key, bits| {
                         let file = FileId {
                             device: key.device(),
                             inode: key.inode,
                         };
                         self.heat.mark(file, key.chunk(), bits);
-                    })?;
-                }
-                if events.is_empty() {
-                    return Ok(());
-                }
-                let mut processes: Vec<i32> = events.iter().map(|e| e.process as i32).collect();
-                processes.sort_unstable();
-                processes.dedup();
-                self.resolver.observe(processes);
-                for event in events {
-                    let file = FileId {
-                        device: event.device,
-                        inode: event.inode,
-                    };
-                    self.generations.insert(file, event.generation);
-                    // The answer is remembered. Later the dentry may be gone.
-                    let _ = self.resolver.resolve(inode_key(file, event.generation));
-                }
-            },
+                    })
+                    .context("failed to empty the access map")?;
+            }
+            if events.is_empty() {
+                return Ok(());
+            }
+            let mut processes: Vec<i32> = events.iter().map(|e| e.process as i32).collect();
+            processes.sort_unstable();
+            processes.dedup();
+            self.resolver.observe(processes);
+            for event in events {
+                let file = FileId {
+                    device: event.device,
+                    inode: event.inode,
+                };
+                self.generations.insert(file, event.generation);
+                // The answer is remembered. Later the dentry may be gone.
+                let _ = self.resolver.resolve(inode_key(file, event.generation));
+            }
         }
-        Ok(())
     }
 
     /// Ends an epoch and begins the next.
@@ -141,10 +161,15 @@ impl Tracker {
     /// # Errors
     /// The source failed.
     pub fn next_epoch(&mut self) -> anyhow::Result<()> {
-        self.collect()?;
-        self.heat.next_epoch();
-        self.look_at_processes();
-        Ok(())
+        match &self.source {
+            Source::Ebpf(_) => {
+                self.collect()?;
+                self.heat.next_epoch();
+                self.look_at_processes();
+                Ok(())
+            }
+            Source::Procfs(_) => self.sample(),
+        }
     }
 
     /// The list as it is now, of pages of at least `min_heat`.
@@ -152,13 +177,30 @@ impl Tracker {
     /// # Errors
     /// The source failed.
     pub fn snapshot(&mut self, min_heat: Heat) -> anyhow::Result<Snapshot> {
-        self.collect()?;
-        let mut left_out: BTreeMap<Unresolved, LeftOut> = BTreeMap::new();
-        let mut files = Vec::new();
-        let mut counters = Counters::default();
+        let mut snapshot = match &self.source {
+            Source::Ebpf(_) => {
+                self.collect()?;
+                self.observed(min_heat)
+            }
+            Source::Procfs(_) => {
+                self.sample()?;
+                self.as_sampled(min_heat)
+            }
+        };
+        let path = |file: &HotFile| file.identity.path.clone();
+        snapshot.list.files.sort_by(|a, b| {
+            let by_heat = hotness(b).total_cmp(&hotness(a));
+            by_heat.then_with(|| path(a).cmp(&path(b)))
+        });
+        Ok(snapshot)
+    }
+
+    /// What accesses say.
+    fn observed(&mut self, min_heat: Heat) -> Snapshot {
+        let mut snapshot = Snapshot::new(self.heat.forgotten());
         if let Source::Ebpf(source) = &self.source {
-            counters = source.counters();
-            if counters.events_lost > 0 {
+            snapshot.counters = source.counters();
+            if snapshot.counters.events_lost > 0 {
                 for key in source.files_seen() {
                     let file = FileId {
                         device: key.device,
@@ -170,38 +212,62 @@ impl Tracker {
         }
         for file in self.heat.files() {
             let generation = self.generations.get(&file).copied().unwrap_or(0);
-            match self.resolver.resolve(inode_key(file, generation)) {
-                Ok(identity) => {
-                    let end = identity.size.div_ceil(u64::from(kernel::page_size()));
-                    let runs = self.heat.runs(file, min_heat, end);
-                    if !runs.is_empty() {
-                        files.push(HotFile { identity, runs });
-                    }
-                }
+            let found = self.resolver.resolve(inode_key(file, generation));
+            let end = match &found {
+                Ok(identity) => identity.size.div_ceil(u64::from(kernel::page_size())),
+                Err(_) => u64::MAX,
+            };
+            let runs = self.heat.runs(file, min_heat, end);
+            if runs.is_empty() {
+                continue;
+            }
+            match found {
+                Ok(identity) => snapshot.list.files.push(HotFile { identity, runs }),
                 Err(reason) => {
-                    let runs = self.heat.runs(file, min_heat, u64::MAX);
-                    if !runs.is_empty() {
-                        let sum = left_out.entry(reason).or_default();
-                        sum.files += 1;
-                        sum.pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
-                    }
+                    let sum = snapshot.left_out.entry(reason.into()).or_default();
+                    sum.files += 1;
+                    sum.pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
                 }
             }
         }
-        files.sort_by(|a, b| {
-            hotness(b)
-                .total_cmp(&hotness(a))
-                .then(a.identity.path.cmp(&b.identity.path))
-        });
-        Ok(Snapshot {
-            list: PageIndexList {
-                page_size: kernel::page_size(),
-                files,
-            },
-            left_out,
-            counters,
-            forgotten: self.heat.forgotten(),
-        })
+        snapshot
+    }
+
+    /// What samples say.
+    fn as_sampled(&self, min_heat: Heat) -> Snapshot {
+        let mut snapshot = Snapshot::new(0);
+        for file in self.sampled.values() {
+            let mut file = file.clone();
+            file.runs.retain(|run| run.heat >= min_heat);
+            if !file.runs.is_empty() {
+                snapshot.list.files.push(file);
+            }
+        }
+        for (reason, files) in &self.unsampled {
+            snapshot.left_out.insert(
+                *reason,
+                LeftOut {
+                    files: *files,
+                    pages: 0,
+                },
+            );
+        }
+        snapshot
+    }
+
+    /// Takes a sample. What is known of a file that is closed by now stays.
+    fn sample(&mut self) -> anyhow::Result<()> {
+        if let Source::Procfs(sampler) = &self.source {
+            let sample = sampler
+                .sample(&self.target, &mut self.resolver)
+                .context("failed to read page flags")?;
+            for file in sample.files {
+                let key = (file.identity.device, file.identity.inode);
+                self.sampled.insert(key, file);
+            }
+            self.unsampled = sample.left_out;
+        }
+        Ok(())
     }
 
     /// Finds processes that joined, and remembers what all of them have open.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -221,7 +222,14 @@ impl Resolver {
                 self.note_subvolume(device, &file.link);
             }
             self.host_path(&file.link, device, mount.as_ref(), meta, text)
-                .ok_or(Unresolved::NotVisible)
+                .ok_or_else(|| {
+                    // The name it was opened by is gone, others are left.
+                    if text.as_os_str().as_bytes().ends_with(b" (deleted)") {
+                        Unresolved::Unknown
+                    } else {
+                        Unresolved::NotVisible
+                    }
+                })
         };
         (key(device, inode), place)
     }

@@ -1,0 +1,298 @@
+//! `--source procfs`: the LRU's flags of the files that the target has open or
+//! mapped.
+//!
+//! It needs nothing in the kernel, and knows less than the other sources:
+//! - Only files that are open or mapped at the time of a sample.
+//! - Use by anybody counts, not only by the target.
+//! - Pages used through a mapping that still stands look unused, and are left
+//!   out with those that were only read ahead ([`pageflags`](super::pageflags)).
+//! - Under the multi-generational LRU there is no second step: what was used
+//!   lately has heat 1, all else is left out.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::Refusal;
+use super::pageflags::{
+    PageFlags, PageFlagsError, PageState, StateRun, drain_batches, lru_gen_enabled,
+};
+use crate::file::{Resolver, Unresolved};
+use crate::pagelist::{FileIdentity, Heat, HotFile, Run};
+use crate::target::{Target, TargetError};
+
+/// Takes samples.
+#[derive(Debug)]
+pub struct Sampler {
+    proc_root: PathBuf,
+    flags: PageFlags,
+    lru_gen: bool,
+}
+
+/// What the page cache holds of the target's files now. The caller takes one
+/// every interval; the last one in which a file stands says what is hot of it,
+/// also after the file was closed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Files with at least one hot page.
+    pub files: Vec<HotFile>,
+    /// How many files, or processes, were left out, and why.
+    pub left_out: BTreeMap<Reason, u64>,
+}
+
+/// Why something is not in a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Reason {
+    /// The file has no path on this host.
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
+    /// The file can't be opened for reading.
+    #[error("not permitted to open it")]
+    NotPermitted,
+    /// The file was replaced, or failed to be opened or mapped.
+    #[error("changed or failed while it was looked at")]
+    Failed,
+    /// A process whose open files may not be seen.
+    #[error("process whose files may not be looked at")]
+    ProcessDenied,
+}
+
+impl Sampler {
+    /// Opens what is needed below `proc_root` (`/proc`) and `sys_root` (`/sys`).
+    ///
+    /// # Errors
+    /// Says apart what the kernel does not have and what it does not permit.
+    pub fn open(proc_root: &Path, sys_root: &Path) -> Result<Self, PageFlagsError> {
+        Ok(Self {
+            proc_root: proc_root.to_owned(),
+            flags: PageFlags::open(proc_root)?,
+            lru_gen: lru_gen_enabled(sys_root),
+        })
+    }
+
+    /// How well it works here, in words.
+    pub fn what_it_knows(&self) -> &'static str {
+        if self.lru_gen {
+            "the referenced flag of open and mapped files, without ranks, because the \
+             multi-generational LRU is on (/sys/kernel/mm/lru_gen/enabled); use by anybody counts"
+        } else {
+            "the LRU flags of open and mapped files; use by anybody counts"
+        }
+    }
+
+    /// Looks at all files of the target once. A target that has ended has none.
+    ///
+    /// # Errors
+    /// The target can't be listed, or page flags are suddenly refused.
+    pub fn sample(&self, target: &Target, resolver: &mut Resolver) -> Result<Sample, SampleError> {
+        let processes = match target.processes(&self.proc_root) {
+            Err(TargetError::NoSuchProcess(_) | TargetError::NoSuchCgroup(_)) => Vec::new(),
+            listed => listed?,
+        };
+        let observation = resolver.observe(processes);
+        drain_batches();
+        let mut sample = Sample::default();
+        for key in observation.inodes {
+            let file = match resolver.resolve(key) {
+                Ok(identity) => self.look_at(identity)?,
+                Err(reason) => Err(reason.into()),
+            };
+            match file {
+                Ok(file) if file.runs.is_empty() => {}
+                Ok(file) => sample.files.push(file),
+                Err(reason) => *sample.left_out.entry(reason).or_default() += 1,
+            }
+        }
+        let denied = observation.denied.len() as u64;
+        if denied > 0 {
+            sample.left_out.insert(Reason::ProcessDenied, denied);
+        }
+        Ok(sample)
+    }
+
+    /// The hot pages of a file.
+    fn look_at(&self, identity: FileIdentity) -> Result<Result<HotFile, Reason>, SampleError> {
+        let file = match open(&identity) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(Err(Reason::NotPermitted));
+            }
+            Err(_) => return Ok(Err(Reason::Failed)),
+        };
+        match self.flags.scan(&file, identity.size) {
+            Ok(states) => Ok(Ok(HotFile {
+                identity,
+                runs: hot_runs(&states, self.lru_gen),
+            })),
+            // No page of any file would do better.
+            Err(error @ PageFlagsError::NotPermitted(_)) => Err(error.into()),
+            Err(_) => Ok(Err(Reason::Failed)),
+        }
+    }
+}
+
+/// Why there is no sample.
+#[derive(Debug, thiserror::Error)]
+pub enum SampleError {
+    /// The target can't be listed.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Page flags can't be read.
+    #[error(transparent)]
+    PageFlags(#[from] PageFlagsError),
+}
+
+/// Whether this source works here: tries it on our own program. Says how well
+/// it works.
+///
+/// # Errors
+/// Says apart what the kernel does not have, what it does not permit, and what
+/// should work and does not.
+pub fn probe(proc_root: &Path, sys_root: &Path) -> Result<String, Refusal> {
+    let sampler = Sampler::open(proc_root, sys_root)?;
+    let program = proc_root.join("self/exe");
+    let failed = |source: io::Error| PageFlagsError::Failed {
+        verb: format!("open {}", program.display()),
+        source,
+    };
+    let file = File::open(&program).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    if sampler.flags.scan(&file, size)?.is_empty() {
+        // We are running, so that a part of our program is.
+        return Err(Refusal::Failed(
+            "no page of our own program seems to be resident".into(),
+        ));
+    }
+    Ok(sampler.what_it_knows().into())
+}
+
+impl From<PageFlagsError> for Refusal {
+    fn from(error: PageFlagsError) -> Self {
+        let detail = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        match error {
+            PageFlagsError::NotSupported(_) => Self::NotSupported(detail),
+            PageFlagsError::NotPermitted(_) => Self::NotPermitted(detail),
+            PageFlagsError::Failed { .. } => Self::Failed(detail),
+        }
+    }
+}
+
+/// Opens a file for reading without changing its access time, and without
+/// waiting for anybody (leases, FIFOs).
+fn open(identity: &FileIdentity) -> io::Result<File> {
+    let flags = OFlag::O_NOATIME | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(&identity.path)?;
+    let meta = file.metadata()?;
+    if (meta.dev(), meta.ino()) != (identity.device, identity.inode) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(file)
+}
+
+/// Ranks pages: what was used on the inactive list, what is on the active
+/// list, and what was used there again. Resident pages that are neither were
+/// read ahead and not used; they are no part of the working set.
+fn hot_runs(states: &[StateRun], lru_gen: bool) -> Vec<Run> {
+    let heat = |state: PageState| -> Heat {
+        match (state.active && !lru_gen, state.referenced) {
+            (false, false) => 0,
+            (false, true) => 1,
+            (true, false) => 2,
+            (true, true) => 3,
+        }
+    };
+    let mut runs: Vec<Run> = Vec::new();
+    for state in states {
+        let heat = heat(state.state);
+        if heat == 0 {
+            continue;
+        }
+        let (mut index, end) = (state.index, state.index + state.pages);
+        if let Some(run) = runs.last_mut()
+            && run.end() == index
+            && run.heat == heat
+        {
+            let more = (u64::from(u32::MAX - run.pages)).min(end - index);
+            run.pages += more as u32;
+            index += more;
+        }
+        while index < end {
+            let pages = (end - index).min(u32::MAX.into()) as u32;
+            runs.push(Run { index, pages, heat });
+            index += u64::from(pages);
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states(states: &[(u64, u64, bool, bool)]) -> Vec<StateRun> {
+        let run = |&(index, pages, referenced, active)| StateRun {
+            index,
+            pages,
+            state: PageState { referenced, active },
+        };
+        states.iter().map(run).collect()
+    }
+
+    fn runs(runs: &[(u64, u32, Heat)]) -> Vec<Run> {
+        let run = |&(index, pages, heat)| Run { index, pages, heat };
+        runs.iter().map(run).collect()
+    }
+
+    #[test]
+    fn heat_ranks_the_steps_of_the_lru() {
+        let states = states(&[
+            (0, 10, false, false),
+            (10, 5, true, false),
+            (15, 1, false, true),
+            (16, 2, true, true),
+            (30, 1, false, true),
+        ]);
+        assert_eq!(
+            hot_runs(&states, false),
+            runs(&[(10, 5, 1), (15, 1, 2), (16, 2, 3), (30, 1, 2)])
+        );
+        // The active flag means nothing: what is left joins.
+        assert_eq!(hot_runs(&states, true), runs(&[(10, 5, 1), (16, 2, 1)]));
+    }
+
+    #[test]
+    fn neighbours_of_one_heat_join() {
+        let states = states(&[(0, 3, true, false), (3, 4, true, true), (7, 1, true, false)]);
+        assert_eq!(hot_runs(&states, true), runs(&[(0, 8, 1)]));
+    }
+
+    #[test]
+    fn runs_longer_than_the_list_can_say_are_split() {
+        let long = u64::from(u32::MAX) + 10;
+        let states = states(&[(0, 5, true, false), (5, long, true, true)]);
+        assert_eq!(
+            hot_runs(&states, true),
+            runs(&[(0, u32::MAX, 1), (u64::from(u32::MAX), 15, 1)])
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_page_flags_is_not_supported() {
+        let empty = tempfile::tempdir().expect("a directory");
+        assert!(matches!(
+            probe(empty.path(), empty.path()),
+            Err(Refusal::NotSupported(_))
+        ));
+    }
+}
