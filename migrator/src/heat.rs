@@ -65,8 +65,7 @@ impl HeatMap {
             .find(|(_, word)| *word != 0)
             .map(|(n, word)| n as u16 * 64 + word.trailing_zeros() as u16);
         let last = used()
-            .filter(|(_, word)| *word != 0)
-            .last()
+            .rfind(|(_, word)| *word != 0)
             .map(|(n, word)| n as u16 * 64 + 63 - word.leading_zeros() as u16);
         let (Some(first), Some(last)) = (first, last) else {
             return;
