@@ -4,7 +4,8 @@
 //! and read by [`format`](crate::format), and turned into reads by
 //! [`plan`](crate::plan).
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// How much a page was used. 1 is "used once", 2 is "used more than once";
 /// what lies above ranks pages by how often and how lately they were used.
@@ -27,6 +28,16 @@ impl Run {
     pub fn end(&self) -> u64 {
         self.index + u64::from(self.pages)
     }
+
+    /// This run and the one behind it as one, if they touch, have the same
+    /// heat, and have less than 2^32 pages together.
+    pub fn join(self, next: Self) -> Option<Self> {
+        if self.end() != next.index || self.heat != next.heat {
+            return None;
+        }
+        let pages = self.pages.checked_add(next.pages)?;
+        Some(Self { pages, ..self })
+    }
 }
 
 /// Which file the pages are of, as the source host saw it.
@@ -48,6 +59,40 @@ pub struct FileIdentity {
     pub mtime_ns: i64,
 }
 
+impl FileIdentity {
+    /// Checks that a list may name this file.
+    ///
+    /// # Errors
+    /// When the path has more than [`MAX_PATH`] bytes, is not absolute, or
+    /// has a component that is empty, `.` or `..`, or a NUL.
+    pub fn check(&self) -> Result<(), Invalid> {
+        check_path(&self.path).map_err(|why| Invalid::Path {
+            path: self.path.clone(),
+            why,
+        })
+    }
+}
+
+fn check_path(path: &Path) -> Result<(), &'static str> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() > MAX_PATH {
+        return Err("has more than 4096 bytes");
+    }
+    let Some(relative) = bytes.strip_prefix(b"/") else {
+        return Err("is not absolute");
+    };
+    if bytes.contains(&0) {
+        return Err("has a NUL in it");
+    }
+    if relative
+        .split(|byte| *byte == b'/')
+        .any(|component| matches!(component, b"" | b"." | b".."))
+    {
+        return Err("has a component that is empty, . or ..");
+    }
+    Ok(())
+}
+
 /// One file of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HotFile {
@@ -61,6 +106,32 @@ impl HotFile {
     /// How many pages the runs name.
     pub fn pages(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.pages)).sum()
+    }
+
+    /// Checks that the file may stand in a list of which no run ends beyond
+    /// page `limit`: see [`page_limit`].
+    ///
+    /// # Errors
+    /// As [`FileIdentity::check`]; and when a run has no pages or no heat,
+    /// ends beyond the limit, or begins before the end of the one before it.
+    pub fn check(&self, limit: u64) -> Result<(), Invalid> {
+        self.identity.check()?;
+        let mut end = 0;
+        for run in &self.runs {
+            let index = run.index;
+            let fault = |why| Err(Invalid::Run { index, why });
+            if run.index < end {
+                return fault("overlaps the one before it");
+            }
+            if run.pages == 0 || run.heat == 0 {
+                return fault("has no pages or no heat");
+            }
+            end = index.saturating_add(u64::from(run.pages));
+            if end > limit {
+                return fault("ends beyond the largest offset of a file");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -78,4 +149,38 @@ impl PageIndexList {
     pub fn pages(&self) -> u64 {
         self.files.iter().map(HotFile::pages).sum()
     }
+}
+
+/// How many bytes a path may have: Linux's `PATH_MAX`.
+pub const MAX_PATH: usize = 4096;
+
+/// The page index that no run may end beyond: the largest offset of a file,
+/// 2^63 - 1 bytes (`loff_t`), in pages of so many bytes. An index within it
+/// times the page size does not overflow.
+pub fn page_limit(page_size: u32) -> u64 {
+    i64::MAX as u64 / u64::from(page_size.max(1))
+}
+
+/// Why something can't stand in a list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The page size, in bytes.
+    #[error("a list can't have pages of {0} bytes, only of a power of two from 4 KiB to 256 KiB")]
+    PageSize(u32),
+    /// The path of a file.
+    #[error("a list can't name the file {path:?}: its path {why}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A run.
+    #[error("the run at page {index} {why}")]
+    Run {
+        /// Where the run begins.
+        index: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
 }

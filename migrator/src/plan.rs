@@ -1,1 +1,549 @@
-//! Runs → pread batches in a budget.
+//! Runs → reads in a budget, hottest first. Pure: the caller says how large
+//! the files are and which of their pages are resident.
+//!
+//! [`extents`] makes one file's part, [`order`] puts the parts of any number
+//! of files together, and [`Extent::batches`] cuts a part into reads at the
+//! last moment, so that memory stays linear in runs even where one run names
+//! a terabyte.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
+use crate::pagelist::{Heat, Run};
+
+/// How runs become extents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes a page.
+    pub page_size: u32,
+    /// Read over a hole of at most this many pages rather than around it. The
+    /// pages of the hole become resident without having been asked for.
+    pub gap: u64,
+    /// Resident pages at least this hot are planned too, to be touched; the
+    /// others are left alone.
+    pub touch: Option<Heat>,
+}
+
+/// Neighbouring pages of one file to be read at one heat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Index of the first page.
+    pub first: u64,
+    /// How many pages it reaches over.
+    pub span: u64,
+    /// How many of them were asked for: `span` less the holes.
+    pub pages: u64,
+    /// Which file, in the caller's counting.
+    pub file: u32,
+    /// Heat of the pages asked for.
+    pub heat: Heat,
+    /// The pages are in the cache already and are read only to be touched:
+    /// that costs neither I/O nor memory.
+    pub resident: bool,
+}
+
+/// One read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Where, in bytes; a multiple of the page size.
+    pub offset: u64,
+    /// How many bytes; a multiple of the page size but at the file's end.
+    pub len: u32,
+    /// How many of its pages were asked for.
+    pub pages: u32,
+}
+
+/// What is to be read of one file, and what need not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilePlan {
+    /// By page index; their file is the one given.
+    pub extents: Vec<Extent>,
+    /// How many pages the runs name, each counted once.
+    pub asked: u64,
+    /// Those of them that are resident.
+    pub resident: u64,
+    /// Those of them that lie beyond the file's end.
+    pub beyond_end: u64,
+}
+
+/// The most bytes a batch has.
+pub const BATCH: u32 = 1 << 20;
+
+/// What is to be read of a file of `size` bytes.
+///
+/// A page that several runs name is read once, at the highest heat. Runs that
+/// touch each other and have the same heat become one extent. `resident` has
+/// page indexes, sorted and not overlapping.
+pub fn extents(
+    file: u32,
+    size: u64,
+    runs: &[Run],
+    resident: &[Range<u64>],
+    shape: Shape,
+) -> FilePlan {
+    let in_file = size.div_ceil(u64::from(shape.page_size));
+    let mut plan = FilePlan::default();
+    let mut resident = resident;
+    for Layer { pages, heat } in layers(runs) {
+        plan.asked += len(&pages);
+        let inside = pages.start.min(in_file)..pages.end.min(in_file);
+        plan.beyond_end += len(&pages) - len(&inside);
+        let mut next = inside.start;
+        while next < inside.end {
+            while resident.first().is_some_and(|range| range.end <= next) {
+                resident = &resident[1..];
+            }
+            let (is_resident, end) = match resident.first() {
+                Some(range) if range.start <= next => (true, range.end.min(inside.end)),
+                Some(range) => (false, range.start.min(inside.end)),
+                None => (false, inside.end),
+            };
+            if is_resident {
+                plan.resident += end - next;
+            }
+            if !is_resident || shape.touch.is_some_and(|least| heat >= least) {
+                let extent = Extent {
+                    first: next,
+                    span: end - next,
+                    pages: end - next,
+                    file,
+                    heat,
+                    resident: is_resident,
+                };
+                push(&mut plan.extents, extent, shape);
+            }
+            next = end;
+        }
+    }
+    plan
+}
+
+/// The pages of a file of `size` bytes that the runs name, as sorted ranges
+/// that neither overlap nor touch: what to ask
+/// [`residency`](crate::residency) about.
+pub fn pages(size: u64, runs: &[Run], page_size: u32) -> Vec<Range<u64>> {
+    let in_file = size.div_ceil(u64::from(page_size));
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for Layer { pages, .. } in layers(runs) {
+        let inside = pages.start.min(in_file)..pages.end.min(in_file);
+        match ranges.last_mut() {
+            _ if inside.is_empty() => {}
+            Some(last) if last.end == inside.start => last.end = inside.end,
+            _ => ranges.push(inside),
+        }
+    }
+    ranges
+}
+
+/// The extents hottest first, then by file, then by page index: those that
+/// fit into the budget of `budget` pages, and those that do not.
+///
+/// An extent at the budget's edge is cut in two. Nothing colder is kept in
+/// its stead, even where it would fit. Extents that are resident need no
+/// budget.
+pub fn order(mut extents: Vec<Extent>, budget: Option<u64>) -> (Vec<Extent>, Vec<Extent>) {
+    extents.sort_unstable_by_key(|extent| (Reverse(extent.heat), extent.file, extent.first));
+    let Some(mut left) = budget else {
+        return (extents, Vec::new());
+    };
+    let mut dropped = Vec::new();
+    let mut kept = Vec::with_capacity(extents.len());
+    for extent in extents {
+        if extent.resident || extent.span <= left {
+            kept.push(extent);
+            left -= if extent.resident { 0 } else { extent.span };
+            continue;
+        }
+        // Where the holes are is no longer known, so an extent with holes
+        // stays whole. There are few: a hole is bridged inside a batch only.
+        let head = if extent.pages == extent.span { left } else { 0 };
+        left = 0;
+        if head > 0 {
+            kept.push(Extent {
+                span: head,
+                pages: head,
+                ..extent
+            });
+        }
+        dropped.push(Extent {
+            first: extent.first + head,
+            span: extent.span - head,
+            pages: extent.pages - head,
+            ..extent
+        });
+    }
+    (kept, dropped)
+}
+
+impl Extent {
+    /// The reads that bring it in, of a file of `size` bytes, each of at most
+    /// `limit` bytes (but of one page at least).
+    pub fn batches(&self, size: u64, page_size: u32, limit: u32) -> impl Iterator<Item = Batch> {
+        let bytes = u64::from(page_size);
+        // An extent with holes was made to fit into one batch.
+        let step = if self.pages == self.span {
+            u64::from(limit / page_size).max(1)
+        } else {
+            self.span
+        };
+        let (end, asked) = (self.first + self.span, self.pages);
+        (0..self.span.div_ceil(step)).map(move |number| {
+            let first = self.first + number * step;
+            let pages = step.min(end - first);
+            let offset = first * bytes;
+            Batch {
+                offset,
+                len: (pages * bytes).min(size.saturating_sub(offset)) as u32,
+                pages: pages.min(asked) as u32,
+            }
+        })
+    }
+}
+
+/// Adds an extent behind the last one, or to it.
+fn push(extents: &mut Vec<Extent>, extent: Extent, shape: Shape) {
+    if let Some(last) = extents.last_mut()
+        && (last.heat, last.resident) == (extent.heat, extent.resident)
+    {
+        let hole = extent.first - (last.first + last.span);
+        let span = last.span + hole + extent.span;
+        let bridge = hole <= shape.gap && span <= u64::from(BATCH / shape.page_size);
+        let whole = last.pages == last.span;
+        if (hole == 0 && whole) || (bridge && !last.resident) {
+            last.span = span;
+            last.pages += extent.pages;
+            return;
+        }
+    }
+    extents.push(extent);
+}
+
+/// Pages of one heat; a list's run without its faults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Layer {
+    pages: Range<u64>,
+    heat: Heat,
+}
+
+/// The runs sorted and without overlap: where several name a page, the
+/// hottest counts.
+fn layers(runs: &[Run]) -> Vec<Layer> {
+    let mut layers: Vec<Layer> = runs
+        .iter()
+        .map(|run| Layer {
+            // Run::end would overflow at the end of a hostile list.
+            pages: run.index..run.index.saturating_add(u64::from(run.pages)),
+            heat: run.heat,
+        })
+        .filter(|layer| !layer.pages.is_empty())
+        .collect();
+    if layers
+        .windows(2)
+        .all(|pair| pair[0].pages.end <= pair[1].pages.start)
+    {
+        return layers;
+    }
+    layers.sort_unstable_by_key(|layer| layer.pages.start);
+    flatten(&layers)
+}
+
+/// Takes the overlaps out of layers that are sorted by their start, sweeping
+/// from left to right with the layers that are open in a heap by heat.
+fn flatten(layers: &[Layer]) -> Vec<Layer> {
+    let mut flat: Vec<Layer> = Vec::with_capacity(layers.len());
+    let mut open: BinaryHeap<(Heat, u64)> = BinaryHeap::new();
+    let mut coming = layers.iter().peekable();
+    let mut at = 0;
+    loop {
+        while let Some(layer) = coming.next_if(|layer| layer.pages.start <= at) {
+            open.push((layer.heat, layer.pages.end));
+        }
+        while open.peek().is_some_and(|&(_, end)| end <= at) {
+            open.pop();
+        }
+        let next_start = coming.peek().map(|layer| layer.pages.start);
+        let Some(&(heat, end)) = open.peek() else {
+            match next_start {
+                Some(start) => at = start,
+                None => return flat,
+            }
+            continue;
+        };
+        let until = next_start.map_or(end, |start| start.min(end));
+        match flat.last_mut() {
+            Some(last) if last.pages.end == at && last.heat == heat => last.pages.end = until,
+            _ => flat.push(Layer {
+                pages: at..until,
+                heat,
+            }),
+        }
+        at = until;
+    }
+}
+
+fn len(pages: &Range<u64>) -> u64 {
+    pages.end - pages.start
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "ranges of pages are meant")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGE: u32 = 4096;
+    const SHAPE: Shape = Shape {
+        page_size: PAGE,
+        gap: 0,
+        touch: None,
+    };
+
+    fn run(index: u64, pages: u32, heat: Heat) -> Run {
+        Run { index, pages, heat }
+    }
+
+    fn parts(plan: &FilePlan) -> Vec<(u64, u64, Heat, bool)> {
+        plan.extents
+            .iter()
+            .map(|extent| (extent.first, extent.span, extent.heat, extent.resident))
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_of_one_heat_become_one_extent() {
+        let runs = [run(0, 2, 1), run(2, 3, 1), run(5, 1, 2), run(7, 1, 2)];
+        let plan = extents(0, 1 << 20, &runs, &[], SHAPE);
+        let expected = [(0, 5, 1, false), (5, 1, 2, false), (7, 1, 2, false)];
+        assert_eq!(parts(&plan), expected);
+        assert_eq!((plan.asked, plan.resident, plan.beyond_end), (7, 0, 0));
+    }
+
+    #[test]
+    fn residents_fall_out_or_are_touched() {
+        let runs = [run(0, 10, 1), run(10, 10, 2)];
+        let plan = extents(0, 1 << 20, &runs, &[3..5, 8..12], SHAPE);
+        let expected = [(0, 3, 1, false), (5, 3, 1, false), (12, 8, 2, false)];
+        assert_eq!(parts(&plan), expected);
+        assert_eq!(plan.resident, 6);
+        let touch = Shape {
+            touch: Some(2),
+            ..SHAPE
+        };
+        let plan = extents(0, 1 << 20, &runs, &[3..5, 8..12], touch);
+        let expected = [
+            (0, 3, 1, false),
+            (5, 3, 1, false),
+            (10, 2, 2, true),
+            (12, 8, 2, false),
+        ];
+        assert_eq!(parts(&plan), expected);
+        assert_eq!(plan.resident, 6);
+    }
+
+    #[test]
+    fn the_end_of_the_file_cuts() {
+        let size = u64::from(PAGE) * 3 + 10;
+        let plan = extents(0, size, &[run(2, 10, 1), run(50, 1, 1)], &[], SHAPE);
+        assert_eq!(parts(&plan), [(2, 2, 1, false)]);
+        assert_eq!((plan.asked, plan.beyond_end), (11, 9));
+        let batches: Vec<_> = plan.extents[0].batches(size, PAGE, BATCH).collect();
+        let expected = Batch {
+            offset: 8192,
+            len: PAGE + 10,
+            pages: 2,
+        };
+        assert_eq!(batches, [expected]);
+        assert_eq!(extents(0, 0, &[run(0, 1, 1)], &[], SHAPE).beyond_end, 1);
+    }
+
+    #[test]
+    fn pages_are_asked_about_once() {
+        let runs = [run(8, 10, 1), run(0, 4, 1), run(2, 3, 2), run(5, 1, 1)];
+        assert_eq!(pages(10 * u64::from(PAGE) - 1, &runs, PAGE), [0..6, 8..10]);
+        assert_eq!(pages(0, &runs, PAGE), []);
+    }
+
+    #[test]
+    fn a_hostile_run_at_the_end_of_all_numbers() {
+        let runs = [run(u64::MAX - 1, u32::MAX, 9), run(u64::MAX, 1, 9)];
+        let plan = extents(0, u64::MAX, &runs, &[], SHAPE);
+        assert_eq!((plan.asked, plan.beyond_end), (1, 1));
+        let plan = extents(0, u64::MAX, &[run(0, u32::MAX, 9)], &[], SHAPE);
+        assert_eq!(plan.extents.len(), 1, "memory is linear in runs");
+        let last = plan.extents[0].batches(u64::MAX, PAGE, BATCH).last();
+        assert_eq!(last.expect("many").pages, 255);
+    }
+
+    #[test]
+    fn a_small_hole_is_read_over_but_not_one_planned_otherwise() {
+        let shape = Shape { gap: 2, ..SHAPE };
+        let runs = [
+            run(0, 1, 1),
+            run(3, 1, 1),
+            run(4, 1, 2),
+            run(5, 1, 1),
+            run(9, 1, 1),
+        ];
+        let plan = extents(0, 1 << 20, &runs, &[], shape);
+        let expected = [
+            (0, 4, 1, false),
+            (4, 1, 2, false),
+            (5, 1, 1, false),
+            (9, 1, 1, false),
+        ];
+        assert_eq!(parts(&plan), expected);
+        assert_eq!(plan.extents[0].pages, 2);
+        let batches: Vec<_> = plan.extents[0].batches(1 << 20, PAGE, PAGE).collect();
+        assert_eq!((batches.len(), batches[0].pages), (1, 2));
+        let (kept, dropped) = order(plan.extents.clone(), Some(3));
+        assert_eq!((kept.len(), dropped.len()), (1, 3), "the heat 2 page only");
+    }
+
+    #[test]
+    fn the_hottest_come_first_and_stay_in_the_budget() {
+        let of = |file, heat, first, span| Extent {
+            first,
+            span,
+            pages: span,
+            file,
+            heat,
+            resident: false,
+        };
+        let all = vec![
+            of(0, 1, 0, 5),
+            of(1, 3, 7, 2),
+            of(0, 3, 9, 4),
+            of(1, 3, 0, 1),
+        ];
+        let sorted = [
+            of(0, 3, 9, 4),
+            of(1, 3, 0, 1),
+            of(1, 3, 7, 2),
+            of(0, 1, 0, 5),
+        ];
+        assert_eq!(order(all.clone(), None), (sorted.to_vec(), vec![]));
+        let (kept, dropped) = order(all, Some(6));
+        assert_eq!(kept, [of(0, 3, 9, 4), of(1, 3, 0, 1), of(1, 3, 7, 1)]);
+        assert_eq!(dropped, [of(1, 3, 8, 1), of(0, 1, 0, 5)]);
+    }
+
+    #[test]
+    fn residents_need_no_budget() {
+        let touch = Extent {
+            first: 0,
+            span: 100,
+            pages: 100,
+            file: 0,
+            heat: 2,
+            resident: true,
+        };
+        assert_eq!(order(vec![touch], Some(0)), (vec![touch], vec![]));
+    }
+
+    /// What a plan must cover: page → heat, the simple way.
+    fn model(size: u64, runs: &[Run], resident: &[Range<u64>]) -> BTreeMap<u64, Heat> {
+        let mut pages = BTreeMap::new();
+        for run in runs {
+            for page in run.index..run.end() {
+                let heat = pages.entry(page).or_insert(run.heat);
+                *heat = run.heat.max(*heat);
+            }
+        }
+        pages.retain(|page, _| {
+            page * u64::from(PAGE) < size && !resident.iter().any(|range| range.contains(page))
+        });
+        pages
+    }
+
+    fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
+        proptest::collection::vec((0..40_u64, 1..40_u64), 0..12).prop_map(|steps| {
+            let mut at = 0;
+            steps
+                .into_iter()
+                .map(|(skip, len)| {
+                    let range = at + skip..at + skip + len;
+                    at = range.end + 1;
+                    range
+                })
+                .collect()
+        })
+    }
+
+    fn runs() -> impl Strategy<Value = Vec<Run>> {
+        let any_run = (0..600_u64, 1..400_u32, 1..5_u8);
+        let any_run = any_run.prop_map(|(index, pages, heat)| run(index, pages, heat));
+        proptest::collection::vec(any_run, 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn every_page_is_read_once_in_order(
+            files in proptest::collection::vec((runs(), ranges(), 0..4_000_000_u64), 1..4),
+            limit in 1..BATCH,
+        ) {
+            let mut all = Vec::new();
+            let mut expected = BTreeMap::new();
+            for (file, (runs, resident, size)) in (0_u32..).zip(&files) {
+                let plan = extents(file, *size, runs, resident, SHAPE);
+                let pages = model(*size, runs, resident);
+                let kept = plan.asked - plan.resident - plan.beyond_end;
+                prop_assert_eq!(kept, pages.len() as u64);
+                expected.extend(pages.into_iter().map(|(page, heat)| ((file, page), heat)));
+                all.extend(plan.extents);
+            }
+            let mut found = BTreeMap::new();
+            let mut before = None;
+            for extent in order(all, None).0 {
+                let size = files[extent.file as usize].2;
+                for batch in extent.batches(size, PAGE, limit) {
+                    let now = (Reverse(extent.heat), extent.file, batch.offset);
+                    prop_assert!(before < Some(now), "order");
+                    before = Some(now);
+                    prop_assert!(batch.len > 0 && batch.len <= limit.max(PAGE));
+                    prop_assert!(batch.offset + u64::from(batch.len) <= size);
+                    prop_assert_eq!(batch.pages, batch.len.div_ceil(PAGE));
+                    let first = batch.offset / u64::from(PAGE);
+                    for page in first..first + u64::from(batch.pages) {
+                        let twice = found.insert((extent.file, page), extent.heat);
+                        prop_assert_eq!(twice, None, "page {} twice", page);
+                    }
+                }
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn the_budget_keeps_the_hottest(runs in runs(), budget in 0..2000_u64) {
+            let plan = extents(0, u64::MAX, &runs, &[], SHAPE);
+            let (kept, dropped) = order(plan.extents, Some(budget));
+            let sum = |part: &[Extent]| part.iter().map(|extent| extent.pages).sum::<u64>();
+            prop_assert_eq!(sum(&kept), plan.asked.min(budget));
+            prop_assert_eq!(sum(&kept) + sum(&dropped), plan.asked);
+            let coldest = kept.iter().map(|extent| extent.heat).min();
+            let hottest = dropped.iter().map(|extent| extent.heat).max();
+            prop_assert!(coldest.is_none() || hottest.is_none() || coldest >= hottest);
+        }
+
+        #[test]
+        fn reading_over_holes_still_covers_every_page_once(runs in runs(), gap in 0..50_u64) {
+            let plan = extents(0, u64::MAX, &runs, &[], Shape { gap, ..SHAPE });
+            let mut last = 0;
+            for extent in &plan.extents {
+                prop_assert!(extent.first >= last);
+                last = extent.first + extent.span;
+                let asked: Vec<_> = model(u64::MAX, &runs, &[])
+                    .into_iter()
+                    .filter(|(page, _)| (extent.first..last).contains(page))
+                    .collect();
+                prop_assert_eq!(asked.len() as u64, extent.pages);
+                prop_assert!(asked.iter().all(|&(_, heat)| heat == extent.heat));
+            }
+            let sum: u64 = plan.extents.iter().map(|extent| extent.pages).sum();
+            prop_assert_eq!(sum, plan.asked);
+        }
+    }
+}

@@ -1,1 +1,144 @@
-//! Runs the batches of a plan.
+//! Runs the batches of a plan: brings the pages of a list into the page cache
+//! of this host.
+//!
+//! A [`Session`] takes files as they become known. [`Session::add`] looks at
+//! them, plans, and hands batches to reading threads; it waits while they
+//! have enough to do, which is the back-pressure for whoever sends the files.
+//! [`prefetch`] is a session for a whole list.
+//!
+//! Threads and pread(2), not io_uring: pread works on every kernel and in
+//! every container, and marks pages as used as the program's own reads will.
+
+mod memory;
+mod open;
+mod pace;
+mod pin;
+mod read;
+mod report;
+mod session;
+mod tally;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use crate::pagelist::{Heat, PageIndexList};
+use crate::pathmap::Mapping;
+
+pub use self::report::{FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile};
+pub use self::session::Session;
+
+/// How to prefetch.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the source's paths are on this host.
+    pub maps: Vec<Mapping>,
+    /// Prefetch only files below these directories, which have to be absolute
+    /// and without symlinks; empty allows all.
+    pub allow: Vec<PathBuf>,
+    /// Read at most so many bytes, hottest first. Without it, and as a limit
+    /// to it, what memory is available.
+    pub budget: Option<u64>,
+    /// How many threads read, at least one.
+    pub jobs: u16,
+    /// Read at most so many bytes per second.
+    pub bandwidth: Option<u64>,
+    /// Read pages of heat [`ACTIVATE`] and more twice, resident ones too, so
+    /// that they land on the active list.
+    pub activate: bool,
+    /// Look and plan, but read nothing.
+    pub dry_run: bool,
+    /// Whoever sets it stops the prefetch; what is left is reported as
+    /// interrupted.
+    pub stop: Arc<AtomicBool>,
+    /// Tells how far it is.
+    pub progress: Arc<Progress>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            maps: Vec::new(),
+            allow: Vec::new(),
+            budget: None,
+            jobs: 32,
+            bandwidth: None,
+            activate: false,
+            dry_run: false,
+            stop: Arc::default(),
+            progress: Arc::default(),
+        }
+    }
+}
+
+/// Pages this hot are activated: used more than once at the source.
+pub const ACTIVATE: Heat = 2;
+
+/// How far a prefetch is, for whoever watches.
+#[derive(Debug, Default)]
+pub struct Progress {
+    planned: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes done, and bytes that are to be done as far as is known.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.done.load(Relaxed), self.planned.load(Relaxed))
+    }
+
+    fn add_done(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Relaxed);
+    }
+
+    fn add_planned(&self, bytes: u64) {
+        self.planned.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// Why a prefetch does not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Page indexes of the list count other pages than those of this host.
+    #[error("the list is of a host with pages of {list} bytes, this host's have {host}")]
+    PageSize {
+        /// Bytes a page in the list.
+        list: u32,
+        /// Bytes a page on this host.
+        host: u32,
+    },
+    /// Files cannot be opened safely.
+    #[error("failed to look into /proc/self/fd, which opening files needs: mount /proc")]
+    Proc(#[source] io::Error),
+    /// Each reader keeps a file open, or two of them to activate pages.
+    #[error("{jobs} jobs need {need} open files and the limit is {limit}: use fewer --jobs")]
+    OpenFiles {
+        /// Jobs asked for.
+        jobs: u16,
+        /// File descriptors they need.
+        need: u64,
+        /// The hard limit RLIMIT_NOFILE.
+        limit: u64,
+    },
+    /// The system gives no threads or no numbers.
+    #[error("failed to {verb}")]
+    System {
+        /// What was tried.
+        verb: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Prefetches a whole list.
+///
+/// Pages that cannot be prefetched are no error; the report tells of them.
+///
+/// # Errors
+/// As [`Session::start`].
+pub fn prefetch(list: PageIndexList, options: Options) -> Result<Report, StartError> {
+    let mut session = Session::start(list.page_size, options)?;
+    session.add(list.files);
+    Ok(session.finish())
+}

@@ -1,9 +1,36 @@
 //! Where accesses come from; which source was chosen, and why.
 
+mod access_map;
+pub mod ebpf;
+pub mod hooks;
+pub mod object;
 pub mod pageflags;
 pub mod procfs;
 
-use crate::target::TargetError;
+use std::fmt;
+
+use crate::cli::SourceChoice;
+use crate::target::{Target, TargetError};
+
+use ebpf::EbpfSource;
+
+/// A source at work.
+pub enum Source {
+    /// Every access, from the page cache's hooks.
+    Ebpf(Box<EbpfSource>),
+}
+
+impl fmt::Display for Source {
+    /// What it sees, and how.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ebpf(source) => {
+                let hooks = source.hooks().iter().map(|hook| hook.tracepoint);
+                write!(f, "every access ({})", hooks.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
 
 /// Why a source can't be used here. "Can't", "may not" and "something went
 /// wrong" are three different answers.
@@ -21,4 +48,53 @@ pub enum Refusal {
     /// It is not the source's fault: there is nobody to observe.
     #[error(transparent)]
     Target(TargetError),
+}
+
+/// Which source was chosen.
+#[derive(Debug)]
+pub struct Chosen {
+    /// `ebpf`, `kmod` or `procfs`.
+    pub name: &'static str,
+    /// The better ones that can't be used here, and why.
+    pub refused: Vec<(&'static str, Refusal)>,
+}
+
+/// Starts the source that was asked for, or with [`SourceChoice::Auto`] the
+/// first that works, best first.
+///
+/// # Errors
+/// Why the source, or the last of them, can't be used.
+pub fn choose(choice: SourceChoice, target: &Target) -> Result<(Source, Chosen), Refusal> {
+    let order: &[(&'static str, Start)] = match choice {
+        SourceChoice::Auto => &[("ebpf", ebpf), ("kmod", kmod)],
+        SourceChoice::Ebpf => &[("ebpf", ebpf)],
+        SourceChoice::Kmod => &[("kmod", kmod)],
+        SourceChoice::Procfs => &[],
+    };
+    let mut refused = Vec::new();
+    for (name, start) in order {
+        match start(target) {
+            Ok(source) => return Ok((source, Chosen { name, refused })),
+            Err(refusal @ Refusal::Target(_)) => return Err(refusal),
+            Err(refusal) => refused.push((*name, refusal)),
+        }
+    }
+    Err(refused.pop().map_or_else(
+        || Refusal::Failed("there is no source to choose".into()),
+        |(_, refusal)| refusal,
+    ))
+}
+
+type Start = fn(&Target) -> Result<Source, Refusal>;
+
+fn ebpf(target: &Target) -> Result<Source, Refusal> {
+    EbpfSource::start(target).map(|source| Source::Ebpf(Box::new(source)))
+}
+
+/// The place of the `hotpages` kernel module, which reports active/inactive
+/// LRU on old kernels.
+fn kmod(_target: &Target) -> Result<Source, Refusal> {
+    Err(Refusal::NotSupported(
+        "this version comes without the kernel module".into(),
+    ))
 }

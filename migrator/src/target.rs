@@ -175,7 +175,7 @@ fn stat(process: &Path) -> Option<Stat> {
 }
 
 /// Where the cgroup is: as given, or below a mounted hierarchy, cgroup2 first.
-fn cgroup_directory(proc_root: &Path, path: &Path) -> Result<PathBuf, TargetError> {
+pub(crate) fn cgroup_directory(proc_root: &Path, path: &Path) -> Result<PathBuf, TargetError> {
     let is_cgroup = |directory: &Path| directory.join("cgroup.procs").exists();
     if is_cgroup(path) {
         return Ok(path.to_owned());

@@ -1,0 +1,55 @@
+//! Whose accesses count.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
+use migrator_common::access::PROCESS_PAGE;
+use migrator_common::config::{FILTER_CGROUP, FILTER_PROCESSES};
+
+use crate::config::config;
+use crate::maps::PROCESSES;
+
+/// Whether the current task is observed.
+#[inline(always)]
+pub(crate) fn wanted() -> bool {
+    match config(|c| &c.filter) {
+        FILTER_CGROUP => {
+            // SAFETY: a helper without side effects; it gives 0, which is no
+            // cgroup's id, where the task is not that deep in the hierarchy.
+            let id =
+                unsafe { bpf_get_current_ancestor_cgroup_id(config(|c| &c.cgroup_level) as i32) };
+            id == config(|c| &c.cgroup_id)
+        }
+        FILTER_PROCESSES => is_observed((bpf_get_current_pid_tgid() >> 32) as u32),
+        _ => (bpf_get_current_pid_tgid() >> 32) as u32 != config(|c| &c.own_process),
+    }
+}
+
+/// Whether a process is marked in the process table.
+#[inline(always)]
+pub(crate) fn is_observed(process: u32) -> bool {
+    match entry(process) {
+        // SAFETY: the pointer is into a map value and bounded by its size.
+        Some(byte) => unsafe { byte.read_volatile() != 0 },
+        None => false,
+    }
+}
+
+/// Marks a process in the process table, or removes its mark.
+#[inline(always)]
+pub(crate) fn observe(process: u32, wanted: bool) {
+    if let Some(byte) = entry(process) {
+        // SAFETY: as in `is_observed`. A byte each, so that neighbours that
+        // change at the same time on another CPU are left alone.
+        unsafe { byte.write_volatile(u8::from(wanted)) }
+    }
+}
+
+#[inline(always)]
+fn entry(process: u32) -> Option<*mut u8> {
+    let page = PROCESSES.get_ptr_mut(process / PROCESS_PAGE as u32)?;
+    // SAFETY: the offset is below the size of the page.
+    Some(unsafe {
+        page.cast::<u8>()
+            .add((process & (PROCESS_PAGE as u32 - 1)) as usize)
+    })
+}

@@ -1,0 +1,93 @@
+//! Lists as files: written atomically, read from a path.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::{FormatError, Writer, read_list};
+use crate::pagelist::PageIndexList;
+
+/// Reads the list in a file; `-` is standard input.
+///
+/// # Errors
+/// Names the file; the cause is a [`FormatError`] or an [`io::Error`].
+pub fn read_file(path: &Path) -> anyhow::Result<PageIndexList> {
+    if path == Path::new("-") {
+        return read_list(io::stdin().lock()).context("failed to read a list from standard input");
+    }
+    File::open(path)
+        .map_err(FormatError::from)
+        .and_then(|file| read_list(BufReader::with_capacity(1 << 16, file)))
+        .with_context(|| format!("failed to read list {}", path.display()))
+}
+
+/// Writes a list to a file so that there is the old one or the new one at any
+/// time, also after a crash, and never a part.
+///
+/// The list goes to a temporary file in the same directory, to the disk, and
+/// then takes the place of `path`; of what a symbolic link points to if it is
+/// one. Whatever is no regular file, such as a pipe or `/dev/null`, can't be
+/// replaced, and the list is written straight into it; so is `/dev/stdout`
+/// when it is a pipe or a terminal.
+///
+/// # Errors
+/// Names the file; the cause is a [`FormatError`] or an [`io::Error`]. The
+/// temporary file is gone then, and `path` as it was.
+pub fn write_atomically(path: &Path, list: &PageIndexList) -> anyhow::Result<()> {
+    write(path, list).with_context(|| format!("failed to write list {}", path.display()))
+}
+
+fn write(path: &Path, list: &PageIndexList) -> Result<(), FormatError> {
+    // Where it points to nothing yet, metadata fails and rename tells why.
+    let place = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            let file = OpenOptions::new().write(true).open(path)?;
+            return write_list(file, list).map(drop);
+        }
+        Ok(_) => fs::canonicalize(path)?,
+        Err(_) => path.to_owned(),
+    };
+    let directory = directory_of(&place);
+    let temporary = tempfile::Builder::new()
+        .prefix(".migrator-")
+        .suffix(".pil")
+        // As any file that a program writes: what the umask leaves of this.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(&directory)?;
+    write_list(temporary.as_file(), list)?;
+    // A full disk may show only here, and a crash after the rename must not
+    // find an empty file in the place of the old list.
+    temporary.as_file().sync_all()?;
+    temporary.persist(&place).map_err(|error| error.error)?;
+    sync_directory(&directory)?;
+    Ok(())
+}
+
+fn write_list<W: Write>(output: W, list: &PageIndexList) -> Result<(), FormatError> {
+    let mut writer = Writer::new(BufWriter::with_capacity(1 << 16, output), list.page_size)?;
+    for file in &list.files {
+        writer.file(file)?;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes the rename last. Some file systems (FUSE, NFS servers) don't offer
+/// it for directories and say EINVAL, as fsync(2) documents; the list itself
+/// is on the disk all the same.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory)?.sync_all() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,418 @@
+//! Opens the files of a list, which is not to be trusted, without side
+//! effects and without being led astray.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::statfs::fstatfs;
+
+use super::report::Reason;
+use crate::pagelist::FileIdentity;
+use crate::pathmap::{self, Mapping};
+
+/// Where files may be, and how they are to be opened.
+#[derive(Debug)]
+pub(super) struct Opener {
+    /// Where the source's paths are on this host.
+    pub(super) maps: Vec<Mapping>,
+    /// Without symlinks; empty allows everything.
+    pub(super) allow: Vec<PathBuf>,
+    /// Whether pages will be read a second time, to activate them.
+    pub(super) twice: bool,
+}
+
+/// A file that is open and is the one meant.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    /// For reading; without readahead, so that what is asked for comes in
+    /// and nothing else.
+    pub(super) first: File,
+    /// For reading a page again. The kernel does not mark a page as used
+    /// again when the same open file reads it twice running (`prev_pos` in
+    /// `filemap_read`), but for another open file it does.
+    pub(super) second: Option<File>,
+    /// `st_dev` and `st_ino` on this host.
+    pub(super) place: (u64, u64),
+}
+
+/// Why a file is skipped.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    /// In words, with what was found.
+    pub(super) detail: String,
+}
+
+/// File systems without pages that could be read from a disk or a server:
+/// `f_type` of statfs(2), and the name. From include/uapi/linux/magic.h.
+const NO_DISK: &[(u32, &str)] = &[
+    (0x0102_1994, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (0x9584_58f6, "hugetlbfs"),
+    (0x0000_9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x7363_6673, "securityfs"),
+    (0x6265_6570, "configfs"),
+    (0xcafe_4a11, "bpf"),
+    (0xf97c_ff8c, "selinuxfs"),
+    (0x4341_5d53, "smackfs"),
+    (0x0765_5821, "resctrl"),
+    (0x6165_676c, "pstore"),
+    (0xde5e_81e4, "efivarfs"),
+    (0x4249_4e4d, "binfmt_misc"),
+    (0x1980_0202, "mqueue"),
+    (0x0000_1cd1, "devpts"),
+    (0x6e73_6673, "nsfs"),
+    (0x5345_434d, "secretmem"),
+];
+
+impl Opener {
+    /// Opens the file that the list means, if it is there and unchanged.
+    ///
+    /// An O_PATH descriptor comes first: it opens nothing, so it neither waits
+    /// for a FIFO's writer nor rewinds a tape. What it refers to is looked at
+    /// through it, and then the very same inode is opened through it, so that
+    /// nothing can be put in its place meanwhile.
+    pub(super) fn open(&self, identity: &FileIdentity) -> Result<OpenFile, Refusal> {
+        let listed = &identity.path;
+        let path = pathmap::map(&self.maps, listed).map_err(|error| Refusal {
+            reason: Reason::BadPath,
+            detail: format!("the path {error}"),
+        })?;
+        let found = match listed == &path {
+            true => String::new(),
+            false => format!(" (as {})", path.display()),
+        };
+        let failed = |verb: &str, error: io::Error| Refusal {
+            reason: reason(&error),
+            detail: format!("failed to {verb}{found}: {error}"),
+        };
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
+            .open(&path)
+            .map_err(|error| failed("find", error))?;
+        let door = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        self.check_allowed(Path::new(&door))?;
+        let there = handle.metadata().map_err(|error| failed("stat", error))?;
+        check_kind(&there)?;
+        check_disk(&handle)?;
+        check_unchanged(identity, &there)?;
+
+        let first = open_for_reading(&door).map_err(|error| failed("open", error))?;
+        let opened = first.metadata().map_err(|error| failed("stat", error))?;
+        let place = (there.dev(), there.ino());
+        if place != (opened.dev(), opened.ino()) {
+            return Err(Refusal {
+                reason: Reason::Changed,
+                detail: "changed: replaced by another file while it was opened".into(),
+            });
+        }
+        let second = match self.twice {
+            true => Some(open_for_reading(&door).map_err(|error| failed("open", error))?),
+            false => None,
+        };
+        Ok(OpenFile {
+            first,
+            second,
+            place,
+        })
+    }
+
+    /// Whether the file behind `door`, wherever symlinks have led to, lies
+    /// below one of the directories allowed.
+    fn check_allowed(&self, door: &Path) -> Result<(), Refusal> {
+        if self.allow.is_empty() {
+            return Ok(());
+        }
+        let real = fs::read_link(door).map_err(|error| Refusal {
+            reason: Reason::Unreadable,
+            detail: format!("failed to find its real path: {error}"),
+        })?;
+        if self.allow.iter().any(|dir| real.starts_with(dir)) {
+            return Ok(());
+        }
+        Err(Refusal {
+            reason: Reason::NotAllowed,
+            detail: format!("{} is outside of what --allow names", real.display()),
+        })
+    }
+}
+
+fn open_for_reading(door: &str) -> io::Result<File> {
+    let open = |more: OFlag| {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | more).bits())
+            .open(door)
+    };
+    // Only a file's owner may ask that its atime stay as it is.
+    let file = match open(OFlag::O_NOATIME) {
+        Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => open(OFlag::empty())?,
+        other => other?,
+    };
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+    Ok(file)
+}
+
+fn check_kind(there: &Metadata) -> Result<(), Refusal> {
+    let kind = there.file_type();
+    let name = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_char_device() => "a character device",
+        () if kind.is_block_device() => "a block device",
+        () if kind.is_socket() => "a socket",
+        () => "something else",
+    };
+    Err(Refusal {
+        reason: Reason::NotARegularFile,
+        detail: format!("not a regular file: {name}"),
+    })
+}
+
+fn check_disk(handle: impl AsFd) -> Result<(), Refusal> {
+    let stat = fstatfs(handle).map_err(|error| Refusal {
+        reason: Reason::Unreadable,
+        detail: format!("failed to find its file system: {error}"),
+    })?;
+    // The type's width differs between C libraries; the numbers fit into 32.
+    let magic = stat.filesystem_type().0 as u32;
+    match NO_DISK.iter().find(|&&(number, _)| number == magic) {
+        None => Ok(()),
+        Some((_, name)) => Err(Refusal {
+            reason: Reason::NoDisk,
+            detail: format!("not on a disk or network file system: on {name}"),
+        }),
+    }
+}
+
+fn check_unchanged(identity: &FileIdentity, there: &Metadata) -> Result<(), Refusal> {
+    let mut differs = String::new();
+    if there.size() != identity.size {
+        // Writing into a String cannot fail.
+        _ = write!(differs, " size {} → {}", identity.size, there.size());
+    }
+    let mtime_ns = mtime_ns(there);
+    if mtime_ns != identity.mtime_ns {
+        let comma = if differs.is_empty() { "" } else { "," };
+        let (before, after) = (time(identity.mtime_ns), time(mtime_ns));
+        _ = write!(differs, "{comma} mtime {before} → {after}");
+    }
+    if differs.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal {
+        reason: Reason::Changed,
+        detail: format!("changed:{differs}"),
+    })
+}
+
+/// As in [`FileIdentity::mtime_ns`].
+fn mtime_ns(there: &Metadata) -> i64 {
+    there
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(there.mtime_nsec())
+}
+
+fn time(ns: i64) -> String {
+    match u64::try_from(ns) {
+        Ok(ns) => {
+            humantime::format_rfc3339_nanos(UNIX_EPOCH + Duration::from_nanos(ns)).to_string()
+        }
+        // humantime knows no time before 1970.
+        Err(_) => format!("{ns} ns"),
+    }
+}
+
+/// What an error of open(2) or stat(2) means for the file.
+fn reason(error: &io::Error) -> Reason {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENOTDIR) => Reason::Gone,
+        Some(Errno::EACCES | Errno::EPERM) => Reason::NotPermitted,
+        _ => Reason::Unreadable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A directory on a disk: /tmp may well be a tmpfs.
+    fn dir() -> tempfile::TempDir {
+        tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("temporary directory")
+    }
+
+    fn identity(path: &Path) -> FileIdentity {
+        let there = fs::metadata(path).expect("stat");
+        FileIdentity {
+            path: path.into(),
+            device: there.dev(),
+            inode: there.ino(),
+            size: there.size(),
+            mtime_ns: mtime_ns(&there),
+        }
+    }
+
+    fn opener() -> Opener {
+        Opener {
+            maps: Vec::new(),
+            allow: Vec::new(),
+            twice: false,
+        }
+    }
+
+    fn file(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+        let path = dir.path().join(name);
+        let mut file = File::create_new(&path).expect("create");
+        file.write_all(b"hello").expect("write");
+        path
+    }
+
+    fn refusal(opener: &Opener, identity: &FileIdentity) -> (Reason, String) {
+        let refusal = opener.open(identity).expect_err("must be refused");
+        (refusal.reason, refusal.detail)
+    }
+
+    #[test]
+    fn the_file_meant_is_opened() {
+        let dir = dir();
+        let identity = identity(&file(&dir, "a"));
+        let opener = Opener {
+            twice: true,
+            ..opener()
+        };
+        let open = opener.open(&identity).expect("open");
+        assert_eq!(open.place, (identity.device, identity.inode));
+        assert!(open.second.is_some());
+    }
+
+    #[test]
+    fn a_changed_file_says_what_differs() {
+        let dir = dir();
+        let path = file(&dir, "a");
+        let was = identity(&path);
+        let size = FileIdentity {
+            size: 4096,
+            ..was.clone()
+        };
+        let (reason, detail) = refusal(&opener(), &size);
+        assert_eq!(reason, Reason::Changed);
+        assert_eq!(detail, "changed: size 4096 → 5");
+        let both = FileIdentity {
+            size: 4096,
+            mtime_ns: -1,
+            ..was
+        };
+        let (_, detail) = refusal(&opener(), &both);
+        assert!(
+            detail.starts_with("changed: size 4096 → 5, mtime -1 ns → 20"),
+            "{detail}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let dir = dir();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).expect("bind");
+        for (path, kind) in [
+            (fifo.as_path(), "a FIFO"),
+            (&socket, "a socket"),
+            (dir.path(), "a directory"),
+            (Path::new("/dev/null"), "a character device"),
+        ] {
+            let (reason, detail) = refusal(&opener(), &identity(path));
+            assert_eq!(reason, Reason::NotARegularFile);
+            assert_eq!(detail, format!("not a regular file: {kind}"));
+        }
+    }
+
+    #[test]
+    fn made_up_files_are_not_opened() {
+        let identity = identity(Path::new("/proc/version"));
+        let (reason, detail) = refusal(&opener(), &identity);
+        assert_eq!(reason, Reason::NoDisk);
+        assert!(detail.ends_with("on proc"), "{detail}");
+    }
+
+    #[test]
+    fn gone_and_bad_paths() {
+        let dir = dir();
+        let was = identity(&file(&dir, "a"));
+        let at = |path: PathBuf| FileIdentity {
+            path,
+            ..was.clone()
+        };
+        let gone = refusal(&opener(), &at(dir.path().join("b")));
+        assert_eq!(gone.0, Reason::Gone);
+        let gone = refusal(&opener(), &at(dir.path().join("a/b")));
+        assert_eq!(gone.0, Reason::Gone);
+        let bad = refusal(&opener(), &at("../../etc/shadow".into()));
+        assert_eq!(bad, (Reason::BadPath, "the path is not absolute".into()));
+        let bad = refusal(&opener(), &at(dir.path().join("../a")));
+        assert_eq!(bad, (Reason::BadPath, "the path has a .. in it".into()));
+    }
+
+    #[test]
+    fn symlinks_do_not_lead_out_of_what_is_allowed() {
+        let (dir, outside) = (dir(), dir());
+        let inside = identity(&file(&dir, "a"));
+        let target = file(&outside, "secret");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).expect("symlink");
+        let mut opener = opener();
+        assert!(
+            opener.open(&identity(&link)).is_ok(),
+            "nothing is forbidden"
+        );
+        opener.allow = vec![dir.path().canonicalize().expect("canonicalize")];
+        assert!(opener.open(&inside).is_ok());
+        let (reason, detail) = refusal(&opener, &identity(&link));
+        assert_eq!(reason, Reason::NotAllowed);
+        assert!(detail.contains("secret is outside"), "{detail}");
+        // A sibling whose name merely begins alike is outside too.
+        opener.allow = vec![dir.path().join("i")];
+        fs::rename(&inside.path, dir.path().join("inside")).expect("rename");
+        let alike = identity(&dir.path().join("inside"));
+        assert_eq!(refusal(&opener, &alike).0, Reason::NotAllowed);
+    }
+
+    #[test]
+    fn a_mapped_file_is_named_as_found() {
+        let dir = dir();
+        let mut was = identity(&file(&dir, "a"));
+        was.path = "/source/a".into();
+        let mut opener = opener();
+        let to = dir.path();
+        opener.maps = vec![Mapping {
+            from: "/source".into(),
+            to: to.into(),
+        }];
+        assert!(opener.open(&was).is_ok());
+        was.path = "/source/b".into();
+        let (_, detail) = refusal(&opener, &was);
+        assert!(
+            detail.contains(&format!("(as {}/b)", to.display())),
+            "{detail}"
+        );
+    }
+}

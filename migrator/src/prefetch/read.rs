@@ -1,0 +1,223 @@
+//! Brings batches in: what each of the reading threads does.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use crossbeam_channel::Receiver;
+
+use super::open::{OpenFile, Opener, Refusal};
+use super::pin::Cpus;
+use super::report::Reason;
+use super::tally::{Blame, Tally};
+use super::{ACTIVATE, Progress};
+use crate::pagelist::{FileIdentity, Heat};
+use crate::plan::{BATCH, Batch};
+
+/// A file of the list that was found good, open or not.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) identity: FileIdentity,
+    /// `st_dev` and `st_ino` of the file that was found good.
+    pub(super) place: (u64, u64),
+    pub(super) blame: Blame,
+    /// What went wrong; nothing more is read of the file then.
+    failed: OnceLock<(Reason, String)>,
+    /// Open as long as somebody reads it. So no more files are open than
+    /// there are readers, however long the list is.
+    open: Mutex<Weak<OpenFile>>,
+}
+
+/// A batch and what to do with it.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) target: Arc<Target>,
+    pub(super) batch: Batch,
+    pub(super) heat: Heat,
+    /// See [`Extent::resident`](crate::plan::Extent::resident).
+    pub(super) resident: bool,
+}
+
+/// What the readers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) opener: Opener,
+    pub(super) tally: Tally,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl Target {
+    pub(super) fn new(identity: FileIdentity, open: &Arc<OpenFile>) -> Self {
+        Self {
+            identity,
+            place: open.place,
+            blame: Blame::default(),
+            failed: OnceLock::new(),
+            open: Mutex::new(Arc::downgrade(open)),
+        }
+    }
+
+    /// The open file, opened again if nobody has it open. Waits for others
+    /// that are opening it.
+    fn open(&self, opener: &Opener) -> Result<Arc<OpenFile>, Refusal> {
+        let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.upgrade() {
+            return Ok(open);
+        }
+        let open = Arc::new(opener.open(&self.identity)?);
+        if open.place != self.place {
+            return Err(Refusal {
+                reason: Reason::Changed,
+                detail: "changed: replaced by another file meanwhile".into(),
+            });
+        }
+        *slot = Arc::downgrade(&open);
+        Ok(open)
+    }
+}
+
+impl Shared {
+    /// Counts pages of a target as skipped.
+    pub(super) fn skip(&self, target: &Target, reason: Reason, pages: u64, detail: &str) {
+        let path: &PathBuf = &target.identity.path;
+        self.tally
+            .skip(path, &target.blame, reason, pages, || detail.into());
+    }
+}
+
+/// Reads what comes out of the channel until it is closed.
+pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
+    let mut reader = Reader {
+        shared,
+        page_size,
+        buffer: vec![0; BATCH.max(page_size) as usize],
+        cpus: Cpus::of_this_thread(),
+        current: None,
+    };
+    for job in jobs {
+        reader.run(&job);
+        shared.progress.add_done(u64::from(job.batch.len));
+    }
+}
+
+/// What a reading thread has of its own.
+struct Reader<'a> {
+    shared: &'a Shared,
+    page_size: u32,
+    /// Page cache is copied into it and never looked at. It is as large as a
+    /// batch, so that a batch is one system call and the kernel has all of
+    /// its I/O in flight at once.
+    buffer: Vec<u8>,
+    cpus: Option<Cpus>,
+    /// The file of the last job, which is likely to be that of the next.
+    current: Option<(Arc<Target>, Arc<OpenFile>)>,
+}
+
+impl Reader<'_> {
+    /// Does one job, and counts what became of its pages.
+    fn run(&mut self, job: &Job) {
+        if let Some((reason, detail)) = job.target.failed.get() {
+            return self.skip(job, *reason, 0, detail);
+        }
+        if self.shared.stop.load(Relaxed) {
+            return self.skip(job, Reason::Interrupted, 0, "interrupted");
+        }
+        let open = match self.open(&job.target) {
+            Ok(open) => open,
+            Err(Refusal { reason, detail }) => return self.fail(job, reason, 0, detail),
+        };
+        let (done, result) = match (&self.cpus, &open.second) {
+            (Some(cpus), Some(second)) if job.heat >= ACTIVATE => {
+                cpus.stay_on_one(|| read_twice(&open.first, second, job.batch, &mut self.buffer))
+            }
+            (None, Some(second)) if job.heat >= ACTIVATE => {
+                read_twice(&open.first, second, job.batch, &mut self.buffer)
+            }
+            _ => read(&open.first, job.batch, &mut self.buffer),
+        };
+        if job.resident {
+            return;
+        }
+        let is_whole = done == job.batch.len;
+        let pages = match is_whole {
+            true => job.batch.pages,
+            false => job.batch.pages.min(done / self.page_size),
+        };
+        let tally = &self.shared.tally;
+        tally.read.fetch_add(u64::from(pages), Relaxed);
+        tally.bytes_read.fetch_add(u64::from(done), Relaxed);
+        let end = job.batch.offset + u64::from(done);
+        if let Err(error) = result {
+            let detail = format!("failed to read at byte {end}: {error}");
+            self.fail(job, Reason::Unreadable, pages, detail);
+        } else if !is_whole {
+            let detail = format!("changed: size {} → {end}", job.target.identity.size);
+            self.fail(job, Reason::Changed, pages, detail);
+        }
+    }
+
+    /// The target's file. The one that was open before is closed first, so
+    /// that one at a time is open.
+    fn open(&mut self, target: &Arc<Target>) -> Result<Arc<OpenFile>, Refusal> {
+        if let Some((current, open)) = &self.current
+            && Arc::ptr_eq(current, target)
+        {
+            return Ok(Arc::clone(open));
+        }
+        self.current = None;
+        let open = target.open(&self.shared.opener)?;
+        self.current = Some((Arc::clone(target), Arc::clone(&open)));
+        Ok(open)
+    }
+
+    /// Gives the target up.
+    fn fail(&self, job: &Job, reason: Reason, read: u32, detail: String) {
+        self.skip(job, reason, read, &detail);
+        // Another reader may have been first; one reason is enough.
+        _ = job.target.failed.set((reason, detail));
+    }
+
+    /// Counts what is left of the job after `read` pages. Pages that were
+    /// resident to begin with are not missing.
+    fn skip(&self, job: &Job, reason: Reason, read: u32, detail: &str) {
+        if !job.resident {
+            let pages = u64::from(job.batch.pages - read);
+            self.shared.skip(&job.target, reason, pages, detail);
+        }
+    }
+}
+
+/// Brings pages in and activates them: the first read marks them as
+/// referenced, the second one puts them onto the active list. Whatever goes
+/// wrong with the second, they are in the cache.
+fn read_twice(
+    first: &File,
+    second: &File,
+    batch: Batch,
+    buffer: &mut [u8],
+) -> (u32, io::Result<()>) {
+    let result = read(first, batch, buffer);
+    _ = read(second, batch, buffer);
+    result
+}
+
+/// Reads all of the batch, or up to the file's end. How many bytes came is
+/// given in either case.
+fn read(file: &File, batch: Batch, buffer: &mut [u8]) -> (u32, io::Result<()>) {
+    let mut done = 0;
+    while done < batch.len {
+        let rest = &mut buffer[..(batch.len - done) as usize];
+        match file.read_at(rest, batch.offset + u64::from(done)) {
+            Ok(0) => break,
+            // No more than the rest, which fits.
+            Ok(bytes) => done += bytes as u32,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Err(error)),
+        }
+    }
+    (done, Ok(()))
+}

@@ -1,0 +1,304 @@
+//! What a prefetch did, in numbers and in words.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// What a prefetch did. It travels back to the source as well.
+///
+/// Of a run that read, `asked = resident + read + skipped`; of a dry one,
+/// `asked = resident + planned + skipped`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: Cow<'static, str>,
+    /// Bytes a page.
+    pub page_size: u32,
+    /// The pages the list names.
+    pub pages: Pages,
+    /// Those of them that were skipped, by reason.
+    pub skipped: Vec<Skipped>,
+    /// The first [`FILES`] files with skipped pages, by path.
+    pub files: Vec<SkippedFile>,
+    /// Of how many files could not be known which pages are resident; their
+    /// pages were read without asking.
+    pub residency_unknown_files: u64,
+    /// Bytes that were read to bring pages in. What --activate reads again is
+    /// not counted.
+    pub bytes_read: u64,
+    /// From the beginning to the end.
+    pub seconds: f64,
+    /// Millions of bytes per second.
+    pub mb_per_s: f64,
+    /// Nothing was read; the rest is what would be.
+    pub dry_run: bool,
+}
+
+/// Names the JSON form of a [`Report`].
+pub const SCHEMA: &str = "migrator.prefetch/1";
+
+/// How many skipped files a report names at most.
+pub const FILES: usize = 100;
+
+/// Numbers of pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Named by the list.
+    pub asked: u64,
+    /// In the cache already.
+    pub resident: u64,
+    /// Set out to be read: asked for, not resident, and in the budget.
+    pub planned: u64,
+    /// Read.
+    pub read: u64,
+    /// Neither resident nor read.
+    pub skipped: u64,
+}
+
+/// How much was skipped for a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The reason.
+    pub reason: Reason,
+    /// How many pages.
+    pub pages: u64,
+    /// Of how many files. A file may count under several reasons.
+    pub files: u64,
+}
+
+/// A file of which pages were skipped.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SkippedFile {
+    /// As the list has it.
+    pub path: String,
+    /// The reason.
+    pub reason: Reason,
+    /// The reason in this case, in words.
+    pub detail: String,
+}
+
+/// Why pages were skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The list's path is relative or has a `..` in it.
+    BadPath,
+    /// It leads out of the directories that --allow names.
+    NotAllowed,
+    /// There is no such file.
+    Gone,
+    /// This process may not read it.
+    NotPermitted,
+    /// It is a directory, a FIFO, a device or a socket.
+    NotARegularFile,
+    /// It lives in memory (tmpfs) or is made up by the kernel (proc, sysfs).
+    NoDisk,
+    /// Its size or mtime is not that of the source, so its pages are not
+    /// those meant.
+    Changed,
+    /// The file ends before these pages.
+    BeyondEnd,
+    /// Opening or reading it failed.
+    Unreadable,
+    /// --budget was used up by hotter pages.
+    OverBudget,
+    /// Reading on would have driven out hotter pages, or others' memory.
+    MemoryPressure,
+    /// The user stopped it.
+    Interrupted,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BadPath => "not a path to follow",
+            Self::NotAllowed => "outside of what --allow names",
+            Self::Gone => "gone",
+            Self::NotPermitted => "not permitted",
+            Self::NotARegularFile => "not a regular file",
+            Self::NoDisk => "not on a disk or network file system",
+            Self::Changed => "changed",
+            Self::BeyondEnd => "beyond the end of the file",
+            Self::Unreadable => "unreadable",
+            Self::OverBudget => "over budget",
+            Self::MemoryPressure => "memory pressure",
+            Self::Interrupted => "interrupted",
+        })
+    }
+}
+
+impl Report {
+    /// Whether all that was asked for is in the cache now (or would be).
+    ///
+    /// What fell out of an explicit --budget was not asked for: that is what
+    /// the budget says.
+    pub fn is_complete(&self) -> bool {
+        self.skipped
+            .iter()
+            .all(|skipped| skipped.reason == Reason::OverBudget || skipped.pages == 0)
+    }
+}
+
+/// The report for people: a few aligned lines.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pages {
+            asked,
+            resident,
+            planned,
+            read,
+            skipped,
+        } = self.pages;
+        let size = |pages: u64| {
+            let bytes = pages.saturating_mul(u64::from(self.page_size));
+            ByteSize(bytes).display().iec().to_string()
+        };
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, pages: u64| {
+            write!(f, "{name:<10} {pages:>12} pages {:>11}", size(pages))
+        };
+        line(f, "asked", asked)?;
+        writeln!(f)?;
+        line(f, "resident", resident)?;
+        writeln!(f)?;
+        if self.dry_run {
+            line(f, "would read", planned)?;
+            writeln!(f)?;
+        } else {
+            line(f, "read", read)?;
+            writeln!(f, "  in {:.2} s, {:.1} MB/s", self.seconds, self.mb_per_s)?;
+        }
+        line(f, "skipped", skipped)?;
+        writeln!(f)?;
+        for Skipped {
+            reason,
+            pages,
+            files,
+        } in &self.skipped
+        {
+            writeln!(
+                f,
+                "{:<10} {pages:>12} pages of {}: {reason}",
+                "",
+                files_of(*files)
+            )?;
+        }
+        if self.residency_unknown_files > 0 {
+            writeln!(
+                f,
+                "Which pages of {} are resident is not ours to know; they {} all read.",
+                files_of(self.residency_unknown_files),
+                if self.dry_run { "would be" } else { "were" },
+            )?;
+        }
+        for SkippedFile { path, detail, .. } in &self.files {
+            // A hostile list's path must not steer the terminal.
+            writeln!(f, "{}: {}", printable(path), printable(detail))?;
+        }
+        let named = self.files.len() as u64;
+        let all: u64 = self.skipped.iter().map(|skipped| skipped.files).sum();
+        if all > named {
+            writeln!(f, "and {} more", all - named)?;
+        }
+        Ok(())
+    }
+}
+
+fn files_of(files: u64) -> String {
+    match files {
+        1 => "1 file".into(),
+        _ => format!("{files} files"),
+    }
+}
+
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|char| {
+            let escaped = char.is_control().then(|| char.escape_default());
+            let plain = escaped.is_none().then_some(char);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            schema: SCHEMA.into(),
+            page_size: 4096,
+            pages: Pages {
+                asked: 1000,
+                resident: 100,
+                planned: 880,
+                read: 880,
+                skipped: 20,
+            },
+            skipped: vec![Skipped {
+                reason: Reason::Gone,
+                pages: 20,
+                files: 1,
+            }],
+            files: vec![SkippedFile {
+                path: "/data/\u{1b}[2J".into(),
+                reason: Reason::Gone,
+                detail: "gone".into(),
+            }],
+            residency_unknown_files: 0,
+            bytes_read: 3_604_480,
+            seconds: 0.5,
+            mb_per_s: 7.2,
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn only_an_explicit_budget_leaves_it_complete() {
+        let mut report = report();
+        assert!(!report.is_complete());
+        report.skipped[0].reason = Reason::OverBudget;
+        assert!(report.is_complete());
+        report.skipped[0].reason = Reason::MemoryPressure;
+        assert!(!report.is_complete());
+        report.skipped.clear();
+        assert!(report.is_complete());
+    }
+
+    #[test]
+    fn text_is_aligned_and_harmless() {
+        let text = report().to_string();
+        let expected = "\
+asked              1000 pages     3.9 MiB
+resident            100 pages   400.0 KiB
+read                880 pages     3.4 MiB  in 0.50 s, 7.2 MB/s
+skipped              20 pages    80.0 KiB
+                     20 pages of 1 file: gone
+/data/\\u{1b}[2J: gone
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn json_keeps_its_form_and_comes_back() {
+        let report = report();
+        let json = serde_json::to_value(&report).expect("serialize");
+        let expected = serde_json::json!({
+            "schema": "migrator.prefetch/1",
+            "page_size": 4096,
+            "pages": {"asked": 1000, "resident": 100, "planned": 880, "read": 880, "skipped": 20},
+            "skipped": [{"reason": "gone", "pages": 20, "files": 1}],
+            "files": [{"path": "/data/\u{1b}[2J", "reason": "gone", "detail": "gone"}],
+            "residency_unknown_files": 0,
+            "bytes_read": 3604480,
+            "seconds": 0.5,
+            "mb_per_s": 7.2,
+            "dry_run": false,
+        });
+        assert_eq!(json, expected);
+        let back: Report = serde_json::from_value(json).expect("deserialize");
+        assert_eq!(back, report);
+    }
+}

@@ -1,0 +1,409 @@
+//! A prefetch under way: from files to batches in the hands of readers.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::memory::Memory;
+use super::open::{OpenFile, Opener, Refusal};
+use super::pace::Pace;
+use super::read::{Job, Shared, Target, work};
+use super::tally::{Blame, Tally};
+use super::{ACTIVATE, Options, Reason, Report, StartError};
+use crate::pagelist::HotFile;
+use crate::plan::{self, BATCH, Extent, Shape};
+use crate::residency::{self, Residency};
+
+/// A prefetch under way.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    /// Where the readers take batches from; none in a dry run.
+    queue: Option<Sender<Job>>,
+    /// Closed when the last reader has ended.
+    ended: Receiver<Infallible>,
+    jobs: u16,
+    dry_run: bool,
+    shape: Shape,
+    /// How many pages may still be read, if there is a limit, and what to say
+    /// of those beyond it.
+    budget: Option<u64>,
+    over: Reason,
+    pace: Option<Pace>,
+    /// Why nothing more is read.
+    halted: Option<Reason>,
+    memory_looked_at: Instant,
+    started: Instant,
+}
+
+/// Memory is looked at this often, and a request to stop is heard within it.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long a reader may take to end after a request to stop: one that hangs
+/// in a read from a dead server is left behind.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Of an `add` of so many files at most, they stay open between being looked
+/// at and being read.
+const HELD: usize = 64;
+
+/// So many threads at most look at files.
+const LOOKERS: usize = 32;
+
+/// A file that was looked at and found good.
+struct Examined {
+    number: usize,
+    target: Arc<Target>,
+    extents: Vec<Extent>,
+    /// Keeps the file open until its batches are handed out.
+    _held: Option<Arc<OpenFile>>,
+}
+
+impl Session {
+    /// Starts the readers of a session for pages of `page_size` bytes.
+    ///
+    /// # Errors
+    /// Another page size than this host's, no /proc, too low a limit of open
+    /// files (the soft one is raised), or no threads to be had.
+    pub fn start(page_size: u32, options: Options) -> Result<Self, StartError> {
+        let system = |verb| move |source| StartError::System { verb, source };
+        let host = residency::page_size().map_err(system("find this host's page size"))?;
+        if page_size != host {
+            return Err(StartError::PageSize {
+                list: page_size,
+                host,
+            });
+        }
+        std::fs::read_dir("/proc/self/fd").map_err(StartError::Proc)?;
+        let jobs = options.jobs.max(1);
+        allow_open_files(jobs)?;
+
+        let memory = Memory::read(Path::new("/"));
+        let room = memory.map(|memory| memory.room(options.budget.is_some()));
+        let (budget, over) = match (options.budget, room) {
+            (Some(budget), Some(room)) if budget > room => (Some(room), Reason::MemoryPressure),
+            (Some(budget), _) => (Some(budget), Reason::OverBudget),
+            (None, room) => (room, Reason::MemoryPressure),
+        };
+        let shared = Arc::new(Shared {
+            opener: Opener {
+                maps: options.maps,
+                allow: options.allow,
+                twice: options.activate,
+            },
+            tally: Tally::default(),
+            stop: options.stop,
+            progress: options.progress,
+        });
+        let (ending, ended) = bounded(0);
+        let queue = match options.dry_run {
+            true => None,
+            false => {
+                let queue = readers(&shared, jobs, page_size, &ending);
+                Some(queue.map_err(system("start a reading thread"))?)
+            }
+        };
+        let now = Instant::now();
+        Ok(Self {
+            shared,
+            queue,
+            ended,
+            jobs,
+            dry_run: options.dry_run,
+            shape: Shape {
+                page_size,
+                gap: 0,
+                touch: options.activate.then_some(ACTIVATE),
+            },
+            budget: budget.map(|bytes| bytes / u64::from(page_size)),
+            over,
+            pace: options.bandwidth.map(|rate| Pace::new(rate, now)),
+            halted: None,
+            memory_looked_at: now,
+            started: now,
+        })
+    }
+
+    /// Takes files: looks at them, plans their pages hottest first across all
+    /// of them, and returns when the last batch has been handed to a reader
+    /// or waits in the queue.
+    ///
+    /// Files that are given one by one are read in the order they come; the
+    /// budget goes to those that come first.
+    pub fn add(&mut self, files: Vec<HotFile>) {
+        self.look();
+        let mut examined = self.examine(files);
+        let mut extents = Vec::new();
+        for (number, file) in (0_u32..).zip(&mut examined) {
+            for extent in &mut file.extents {
+                extent.file = number;
+            }
+            extents.append(&mut file.extents);
+        }
+        let target = |extent: &Extent| &examined[extent.file as usize].target;
+        let (kept, dropped) = plan::order(extents, self.budget);
+        for extent in dropped {
+            self.shared.skip(
+                target(&extent),
+                self.over,
+                extent.pages,
+                &self.over.to_string(),
+            );
+        }
+        let (mut span, mut pages) = (0, 0);
+        for extent in kept.iter().filter(|extent| !extent.resident) {
+            span += extent.span;
+            pages += extent.pages;
+        }
+        self.budget = self.budget.map(|left| left.saturating_sub(span));
+        self.shared.tally.planned.fetch_add(pages, Relaxed);
+        if let Some(queue) = self.queue.clone() {
+            let span: u64 = kept.iter().map(|extent| extent.span).sum();
+            let bytes = span.saturating_mul(u64::from(self.shape.page_size));
+            self.shared.progress.add_planned(bytes);
+            for extent in &kept {
+                self.hand_out(&queue, target(extent), extent);
+            }
+        }
+    }
+
+    /// Waits until all is read, and reports.
+    ///
+    /// After a request to stop, readers that hang in a read are left behind.
+    pub fn finish(mut self) -> Report {
+        self.queue = None;
+        let mut deadline = None;
+        while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            if self.shared.stop.load(Relaxed)
+                && Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + GRACE)
+            {
+                break;
+            }
+        }
+        self.shared
+            .tally
+            .report(self.shape.page_size, self.started.elapsed(), self.dry_run)
+    }
+
+    /// Looks at files, several at a time: on a network file system each takes
+    /// round trips. Gives those found good in the order of the list.
+    fn examine(&self, files: Vec<HotFile>) -> Vec<Examined> {
+        let hold = files.len() <= HELD;
+        let threads = files.len().min(LOOKERS).min(usize::from(self.jobs));
+        let files = Mutex::new(files.into_iter().enumerate());
+        let found = Mutex::new(Vec::new());
+        let next = || lock(&files).next();
+        let look_at_some = || {
+            while let Some((number, file)) = next() {
+                if let Some(examined) = self.examine_one(number, file, hold) {
+                    lock(&found).push(examined);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Without the help of another thread this one does it all.
+                _ = thread::Builder::new().spawn_scoped(scope, look_at_some);
+            }
+            look_at_some();
+        });
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_unstable_by_key(|examined| examined.number);
+        found
+    }
+
+    fn examine_one(&self, number: usize, file: HotFile, hold: bool) -> Option<Examined> {
+        let tally = &self.shared.tally;
+        let skip = |reason, detail: String| {
+            let pages = file.pages();
+            tally.asked.fetch_add(pages, Relaxed);
+            let path = &file.identity.path;
+            tally.skip(path, &Blame::default(), reason, pages, || detail);
+        };
+        if let Some(reason) = self.halted.or_else(|| self.stopped()) {
+            skip(reason, reason.to_string());
+            return None;
+        }
+        let open = match self.shared.opener.open(&file.identity) {
+            Ok(open) => Arc::new(open),
+            Err(Refusal { reason, detail }) => {
+                skip(reason, detail);
+                return None;
+            }
+        };
+        let size = file.identity.size;
+        let asked = plan::pages(size, &file.runs, self.shape.page_size);
+        // Where the answer fails, it is as if it was not permitted: the pages
+        // are read, and those that are resident are found in the cache.
+        let resident = match residency::resident(&open.first, &asked) {
+            Ok(Residency::Known(resident)) => resident,
+            Ok(Residency::Unknown) | Err(_) => {
+                tally.residency_unknown_files.fetch_add(1, Relaxed);
+                Vec::new()
+            }
+        };
+        let plan = plan::extents(0, size, &file.runs, &resident, self.shape);
+        tally.asked.fetch_add(plan.asked, Relaxed);
+        tally.resident.fetch_add(plan.resident, Relaxed);
+        let target = Arc::new(Target::new(file.identity, &open));
+        if plan.beyond_end > 0 {
+            let detail = format!("beyond the end of the file: its size is {size}");
+            self.shared
+                .skip(&target, Reason::BeyondEnd, plan.beyond_end, &detail);
+        }
+        (!plan.extents.is_empty()).then_some(Examined {
+            number,
+            target,
+            extents: plan.extents,
+            _held: hold.then_some(open),
+        })
+    }
+
+    /// Hands the batches of an extent to the readers, or counts as skipped
+    /// what must not be read any more.
+    fn hand_out(&mut self, queue: &Sender<Job>, target: &Arc<Target>, extent: &Extent) {
+        let page_size = self.shape.page_size;
+        let limit = self
+            .pace
+            .as_ref()
+            .map_or(BATCH, |pace| pace.batch_limit().min(BATCH));
+        let mut left = extent.pages;
+        for batch in extent.batches(target.identity.size, page_size, limit) {
+            if !extent.resident {
+                self.wait_turn(batch.len);
+            }
+            let job = Job {
+                target: Arc::clone(target),
+                batch,
+                heat: extent.heat,
+                resident: extent.resident,
+            };
+            if !self.send(queue, job) {
+                break;
+            }
+            left -= u64::from(batch.pages);
+        }
+        if left > 0 {
+            let reason = self.halted.unwrap_or(Reason::Interrupted);
+            self.shared
+                .progress
+                .add_done(left.saturating_mul(u64::from(page_size)));
+            if !extent.resident {
+                self.shared.skip(target, reason, left, &reason.to_string());
+            }
+        }
+    }
+
+    /// Waits until the bandwidth has room for so many bytes.
+    fn wait_turn(&mut self, bytes: u32) {
+        let Some(pace) = &mut self.pace else {
+            return;
+        };
+        let now = Instant::now();
+        let turn = now + pace.wait(bytes, now);
+        while self.halted.is_none() {
+            match turn.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return,
+                left => thread::sleep(left.min(LOOK)),
+            }
+            self.look();
+        }
+    }
+
+    /// Puts the job into the queue, waiting for room. False if nothing more
+    /// is to be read.
+    fn send(&mut self, queue: &Sender<Job>, mut job: Job) -> bool {
+        loop {
+            self.look();
+            if self.halted.is_some() {
+                return false;
+            }
+            match queue.send_timeout(job, LOOK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(back)) => job = back,
+                // No reader is left, though none of them ends before the queue.
+                Err(SendTimeoutError::Disconnected(back)) => {
+                    self.halted = Some(Reason::Interrupted);
+                    job = back;
+                }
+            }
+        }
+    }
+
+    /// Finds out whether to read on.
+    fn look(&mut self) {
+        if self.halted.is_some() {
+            return;
+        }
+        self.halted = self.stopped();
+        if self.memory_looked_at.elapsed() >= LOOK {
+            self.memory_looked_at = Instant::now();
+            if Memory::read(Path::new("/")).is_some_and(Memory::is_short) {
+                self.halted = Some(Reason::MemoryPressure);
+            }
+        }
+    }
+
+    fn stopped(&self) -> Option<Reason> {
+        let stop = self.shared.stop.load(Relaxed);
+        stop.then_some(Reason::Interrupted)
+    }
+}
+
+/// Starts the readers; they end when the queue is closed.
+fn readers(
+    shared: &Arc<Shared>,
+    jobs: u16,
+    page_size: u32,
+    ending: &Sender<Infallible>,
+) -> io::Result<Sender<Job>> {
+    // A second batch for each reader waits, so that none of them does.
+    let (queue, batches) = bounded(2 * usize::from(jobs));
+    for _ in 0..jobs {
+        let (shared, batches, ending) = (Arc::clone(shared), batches.clone(), ending.clone());
+        thread::Builder::new()
+            .name("reader".into())
+            .spawn(move || {
+                work(&batches, &shared, page_size);
+                drop(ending);
+            })?;
+    }
+    Ok(queue)
+}
+
+/// Raises the soft limit of open files to what the jobs need.
+fn allow_open_files(jobs: u16) -> Result<(), StartError> {
+    let system = |verb| {
+        move |error: nix::Error| StartError::System {
+            verb,
+            source: error.into(),
+        }
+    };
+    let limit = Resource::RLIMIT_NOFILE;
+    let (soft, hard) = getrlimit(limit).map_err(system("get the limit of open files"))?;
+    // Three each, while a file is being opened: the O_PATH descriptor and two
+    // for reading. And some for the rest of the program.
+    let need = 3 * (u64::from(jobs) + LOOKERS as u64) + 3 * HELD as u64 + 64;
+    if need > hard {
+        return Err(StartError::OpenFiles {
+            jobs,
+            need,
+            limit: hard,
+        });
+    }
+    if need > soft {
+        setrlimit(limit, need, hard).map_err(system("raise the limit of open files"))?;
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,54 @@
+//! Ctrl-C and its relatives, as something to wait for.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// The signals that ask a command to end: what it has so far is still printed
+/// and written.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// From now on SIGINT, SIGTERM and SIGHUP do not end the process. To be
+    /// called before threads are started, which inherit this.
+    ///
+    /// # Errors
+    /// Those of signalfd(2).
+    pub fn block() -> anyhow::Result<Self> {
+        let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .collect();
+        ends.thread_block().context("failed to block signals")?;
+        let fd = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("failed to open a signal descriptor")?;
+        Ok(Self(fd))
+    }
+
+    /// Waits until a signal came, the other descriptor is readable, or the
+    /// time is over. Gives whether a signal came.
+    ///
+    /// # Errors
+    /// Those of poll(2) and signalfd(2).
+    pub fn wait(&self, other: Option<BorrowedFd<'_>>, time: Duration) -> anyhow::Result<bool> {
+        // Rounded up, so that a wait for less than a millisecond is none for
+        // nothing.
+        let time = time.as_millis().saturating_add(1).min(60_000) as u16;
+        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::from(time)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("failed to wait"),
+        }
+        Ok(self
+            .0
+            .read_signal()
+            .context("failed to read a signal")?
+            .is_some())
+    }
+}

@@ -1,0 +1,180 @@
+//! `cargo xtask build`: one eBPF object for all kernels, and one static
+//! binary that embeds it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::command;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace::Workspace;
+
+/// Builds both into `target/dist` and describes them in its `manifest.json`.
+///
+/// # Errors
+/// When something that is needed is missing, or does not compile.
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    let dist = workspace.dist();
+    fs::create_dir_all(&dist).with_context(|| format!("failed to create {}", dist.display()))?;
+    let toolchain = toolchain::find_or_fetch(workspace)?;
+    let (ebpf_rustc, linker) = toolchain.versions()?;
+    let rustc = Rustc::find(workspace)?;
+
+    println!("Building the eBPF object with {ebpf_rustc}, {linker}");
+    let object = ebpf_object(workspace, &toolchain)?;
+    println!("Building the static migrator with {}", rustc.version);
+    let binary = static_binary(workspace, &rustc, &object)?;
+
+    let files = [object, place(&binary, &dist.join("migrator"))?]
+        .iter()
+        .map(|file| describe(file))
+        .collect::<Result<Vec<_>>>()?;
+    for file in &files {
+        println!(
+            "target/dist/{}  {} bytes  sha256 {}",
+            file["name"].as_str().unwrap_or_default(),
+            file["bytes"],
+            file["sha256"].as_str().unwrap_or_default(),
+        );
+    }
+    let manifest = json!({
+        "schema": "migrator.manifest/1",
+        "revision": revision(workspace),
+        "target": rustc.host,
+        "rustc": rustc.version,
+        "ebpf_rustc": ebpf_rustc,
+        "bpf_linker": linker,
+        "files": files,
+    });
+    let path = dist.join("manifest.json");
+    fs::write(&path, format!("{manifest:#}\n"))
+        .with_context(|| format!("failed to write {}", path.display()))
+}
+
+/// Compiles the eBPF programs and lays the object in `target/dist`.
+fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    command::run(toolchain.cargo(workspace, "build").arg("--quiet"))?;
+    let built = workspace
+        .target()
+        .join("ebpf")
+        .join(toolchain::TARGET)
+        .join("release/migrator-ebpf");
+    place(&built, &workspace.dist().join("migrator.bpf.o"))
+}
+
+/// Compiles migrator with the object inside. The target is named although it
+/// is the host's, so that the flags don't reach build scripts and macros.
+fn static_binary(workspace: &Workspace, rustc: &Rustc, object: &Path) -> Result<PathBuf> {
+    command::run(
+        workspace
+            .cargo()
+            .args(["build", "--quiet", "--release", "--package", "migrator"])
+            .args(["--target", &rustc.host, "--target-dir"])
+            .arg(workspace.target())
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("MIGRATOR_EBPF_OBJECT", object),
+    )?;
+    Ok(workspace
+        .target()
+        .join(&rustc.host)
+        .join("release/migrator"))
+}
+
+/// Copies a file to its place if it differs from what is there: an equal file
+/// keeps its time, and nothing that depends on it is built again. The new one
+/// is renamed over the old, which may be running.
+fn place(from: &Path, to: &Path) -> Result<PathBuf> {
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("failed to read {}", path.display()));
+    if !to.exists() || read(from)? != read(to)? {
+        let partial = to.with_extension("partial");
+        fs::copy(from, &partial)
+            .and_then(|_| fs::rename(&partial, to))
+            .with_context(|| format!("failed to copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(to.to_owned())
+}
+
+fn describe(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
+    Ok(json!({
+        "name": path.file_name().map(|name| name.to_string_lossy()),
+        "bytes": bytes.len(),
+        "sha256": format!("{:x}", Sha256::digest(&bytes)),
+    }))
+}
+
+/// The compiler of everything but eBPF.
+struct Rustc {
+    version: String,
+    host: String,
+}
+
+impl Rustc {
+    fn find(workspace: &Workspace) -> Result<Self> {
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        let verbose = command::output(rustc.arg("-vV").current_dir(&workspace.root))?;
+        let host = verbose
+            .lines()
+            .find_map(|line| line.strip_prefix("host: "))
+            .context("failed to find the host in the output of rustc -vV")?;
+        Ok(Self {
+            version: verbose.lines().next().unwrap_or_default().to_owned(),
+            host: host.to_owned(),
+        })
+    }
+}
+
+/// The commit, with `-dirty` when files differ from it; null outside git.
+fn revision(workspace: &Workspace) -> Value {
+    command::output(
+        Command::new("git")
+            .args([
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+                "--exclude=*",
+            ])
+            .current_dir(&workspace.root),
+    )
+    .map_or(Value::Null, |revision| json!(revision.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_described_by_name_size_and_digest() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("abc");
+        fs::write(&path, "abc").expect("a small file");
+        // The digest is the example of FIPS 180-2, appendix B.1.
+        let expected = json!({
+            "name": "abc",
+            "bytes": 3,
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        });
+        assert_eq!(describe(&path).expect("it is readable"), expected);
+    }
+
+    #[test]
+    fn only_a_file_that_differs_is_placed_anew() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (from, to) = (directory.path().join("a"), directory.path().join("b"));
+        fs::write(&from, "one").expect("a small file");
+        let place = || place(&from, &to).and_then(|path| Ok(fs::metadata(path)?.ino()));
+        let first = place().expect("placed");
+        assert_eq!(place().expect("left alone"), first);
+        fs::write(&from, "two").expect("a small file");
+        assert_ne!(place().expect("replaced"), first);
+        assert_eq!(fs::read(&to).expect("readable"), b"two");
+    }
+}
