@@ -155,9 +155,17 @@ struct Holder(Child);
 impl Holder {
     fn of(path: &Path) -> Self {
         let file = File::open(path).expect("the file");
-        let mut command = Command::new("sleep");
-        let child = command.arg("1000").stdin(file).spawn();
-        Self(child.expect("sleep"))
+        let mut child = Command::new("perl")
+            .args(["-e", "$| = 1; print 'x'; sleep 1000"])
+            .stdin(file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("perl");
+        // From now on it has mapped all its libraries.
+        let ready = child.stdout.as_mut().expect("a pipe").read(&mut [0]);
+        let holder = Self(child);
+        assert_eq!(ready.expect("a byte"), 1, "perl failed");
+        holder
     }
 
     fn target(&self) -> Target {

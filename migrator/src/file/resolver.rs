@@ -130,7 +130,8 @@ impl Resolver {
         };
         // What was seen of it says more than that it was not found.
         Err(match (reason, sighted) {
-            (Unresolved::Deleted, _) => Unresolved::Deleted,
+            (Unresolved::Deleted, _) | (_, Some(Err(Unresolved::Deleted))) => Unresolved::Deleted,
+            (Unresolved::NotPermitted, _) => Unresolved::NotPermitted,
             (_, Some(Err(seen))) => seen,
             _ if self.is_elsewhere(key.device()) => Unresolved::NotVisible,
             (reason, _) => reason,
@@ -266,7 +267,7 @@ impl Resolver {
     }
 
     /// The layer's file that a merged file stands for.
-    fn layer_file(&mut self, mount: &Mount, text: &Path) -> Option<(InodeKey, PathBuf)> {
+    fn layer_file(&self, mount: &Mount, text: &Path) -> Option<(InodeKey, PathBuf)> {
         let below = mount.path_in_fs(text)?;
         let below = below.strip_prefix("/").ok()?;
         let files: Vec<_> = overlay::layers(&mount.options)

@@ -316,7 +316,7 @@ fn failure(doing: &str, error: &(dyn Error + 'static)) -> Refusal {
 
 /// The verifier's log is many pages long; its first line will do.
 fn first_line(text: &str) -> &str {
-    text
+    text.lines().next().unwrap_or_default()
 }
 
 #[cfg(test)]
