@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use migrator_common::event::{Counters, Event, HALF_FULL};
@@ -22,6 +23,10 @@ const PROC: &str = "/proc";
 /// that opens thousands of files must not make it overflow.
 const EVENTS_AT_ONCE: usize = 256;
 
+/// A sample that is not older serves a second time: at the end of an epoch,
+/// and for what is printed of it.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// A target under observation.
 pub struct Tracker {
     source: Source,
@@ -35,6 +40,7 @@ pub struct Tracker {
     /// left out.
     sampled: BTreeMap<(u64, u64), HotFile>,
     unsampled: BTreeMap<Reason, u64>,
+    sampled_at: Option<Instant>,
 }
 
 /// What is known at one moment.
@@ -90,6 +96,7 @@ impl Tracker {
             generations: HashMap::new(),
             sampled: BTreeMap::new(),
             unsampled: BTreeMap::new(),
+            sampled_at: None,
         };
         tracker.look_at_processes();
         Ok((tracker, chosen))
@@ -255,8 +262,12 @@ impl Tracker {
         snapshot
     }
 
-    /// Takes a sample. What is known of a file that is closed by now stays.
+    /// Takes a sample, unless the latest is still fresh. What is known of a
+    /// file that is closed by now stays.
     fn sample(&mut self) -> anyhow::Result<()> {
+        if self.sampled_at.is_some_and(|at| at.elapsed() < FRESH) {
+            return Ok(());
+        }
         if let Source::Procfs(sampler) = &self.source {
             let sample = sampler
                 .sample(&self.target, &mut self.resolver)
@@ -266,6 +277,7 @@ impl Tracker {
                 self.sampled.insert(key, file);
             }
             self.unsampled = sample.left_out;
+            self.sampled_at = Some(Instant::now());
         }
         Ok(())
     }
