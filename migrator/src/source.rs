@@ -3,6 +3,7 @@
 mod access_map;
 pub mod ebpf;
 pub mod hooks;
+pub mod mapped;
 pub mod object;
 pub mod pageflags;
 pub mod procfs;

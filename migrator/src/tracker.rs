@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
 use crate::cli::SourceChoice;
@@ -13,6 +14,7 @@ use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::source::mapped;
 use crate::source::procfs::Reason;
 use crate::source::{self, Chosen, Refusal, Source};
 use crate::target::Target;
@@ -99,6 +101,7 @@ impl Tracker {
             sampled_at: None,
         };
         tracker.look_at_processes();
+        tracker.mark_mapped();
         Ok((tracker, chosen))
     }
 
@@ -202,6 +205,32 @@ impl Tracker {
         Ok(snapshot)
     }
 
+    /// Marks what is mapped already, which causes no access to be seen.
+    fn mark_mapped(&mut self) {
+        let Source::Ebpf(_) = &self.source else {
+            return;
+        };
+        // Gathered first: what many processes map is used once so far.
+        let mut found: BTreeMap<(FileId, u32), ChunkBits> = BTreeMap::new();
+        let processes = self.target.processes(Path::new(PROC));
+        for process in processes.unwrap_or_default() {
+            let directory = Path::new(PROC).join(process.to_string());
+            // A process that is gone by now has nothing mapped.
+            let _ = mapped::each(&directory, kernel::page_size(), |mapping, pages| {
+                if let Some(key) = self.resolver.mapped(mapping) {
+                    let file = file_id(key);
+                    for page in pages {
+                        let chunk = (page / CHUNK_PAGES) as u32;
+                        found.entry((file, chunk)).or_default().mark(page);
+                    }
+                }
+            });
+        }
+        for ((file, chunk), bits) in found {
+            self.heat.mark(file, chunk, &bits);
+        }
+    }
+
     /// What accesses say.
     fn observed(&mut self, min_heat: Heat) -> Snapshot {
         let mut snapshot = Snapshot::new(self.heat.forgotten());
@@ -301,6 +330,13 @@ fn hotness(file: &HotFile) -> f64 {
         .map(|run| u64::from(run.pages) * u64::from(run.heat))
         .sum();
     heat as f64 / file.pages().max(1) as f64
+}
+
+fn file_id(key: InodeKey) -> FileId {
+    FileId {
+        device: key.major << 20 | key.minor,
+        inode: key.inode,
+    }
 }
 
 fn inode_key(file: FileId, generation: u32) -> InodeKey {
