@@ -1,5 +1,5 @@
 //! Where the kernel tells of accesses. Each program is for one hook; userspace
-//! loads those that the running kernel has (docs/kernels.md).
+//! loads those that the running kernel has (docs/tracking.md).
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
