@@ -118,9 +118,15 @@ impl Tracker {
         }
     }
 
-    /// Whether there still is something to observe.
+    /// Whether there still is something to observe: the target, or one of the
+    /// processes that it left behind.
     pub fn is_alive(&self) -> bool {
+        let runs = |process| Target::Process(process).is_alive(Path::new(PROC));
         self.target.is_alive(Path::new(PROC))
+            || match &self.source {
+                Source::Ebpf(source) => source.processes().into_iter().any(runs),
+                Source::Procfs(_) => false,
+            }
     }
 
     /// Takes over what the source has seen. Wants to be called whenever
@@ -317,7 +323,12 @@ impl Tracker {
             // A target that is gone is `is_alive`'s to tell.
             let _ = source.refresh();
         }
-        let processes = self.target.processes(Path::new(PROC)).unwrap_or_default();
+        let mut processes = self.target.processes(Path::new(PROC)).unwrap_or_default();
+        if let Source::Ebpf(source) = &self.source {
+            processes.extend(source.processes());
+            processes.sort_unstable();
+            processes.dedup();
+        }
         self.resolver.observe(processes);
     }
 }
