@@ -9,14 +9,13 @@ use anyhow::Context;
 use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
-use crate::cli::SourceChoice;
 use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
 use crate::source::mapped;
 use crate::source::procfs::Reason;
-use crate::source::{self, Chosen, Refusal, Source};
+use crate::source::{self, Choice, Chosen, Refusal, Source};
 use crate::target::Target;
 
 const PROC: &str = "/proc";
@@ -86,7 +85,7 @@ impl Tracker {
     ///
     /// # Errors
     /// Why no source can be used, or that there is no such target.
-    pub fn start(target: Target, choice: SourceChoice) -> Result<(Self, Chosen), Refusal> {
+    pub fn start(target: Target, choice: Choice) -> Result<(Self, Chosen), Refusal> {
         // First of all, so that a wrong pid is not blamed on the source.
         target.processes(Path::new(PROC)).map_err(Refusal::Target)?;
         let (source, chosen) = source::choose(choice, &target)?;

@@ -101,13 +101,16 @@ pub(super) fn target(args: &TargetArgs) -> Target {
 
 /// Starts to observe, and says on stderr with what.
 pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tracker, Chosen)> {
-    let (tracker, chosen) = Tracker::start(target, choice).map_err(|refusal| match refusal {
-        Refusal::NotSupported(_) | Refusal::NotPermitted(_) => anyhow::Error::from(Unsupported(
-            format!("failed to observe: {refusal} (`migrator check` shows what this host can do)"),
-        )),
-        Refusal::Target(error) => anyhow::Error::from(error),
-        Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
-    })?;
+    let (tracker, chosen) =
+        Tracker::start(target, choice.into()).map_err(|refusal| match refusal {
+            Refusal::NotSupported(_) | Refusal::NotPermitted(_) => {
+                anyhow::Error::from(Unsupported(format!(
+                    "failed to observe: {refusal} (`migrator check` shows what this host can do)"
+                )))
+            }
+            Refusal::Target(error) => anyhow::Error::from(error),
+            Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
+        })?;
     for (name, refusal) in &chosen.refused {
         eprintln!("migrator: source {name} is {refusal}");
     }
