@@ -79,7 +79,8 @@ fn open(list: &Path) -> anyhow::Result<Box<dyn Read>> {
     Ok(Box::new(file))
 }
 
-fn print(report: &Report, json: bool) -> anyhow::Result<()> {
+/// Prints the report on standard output.
+pub(super) fn print(report: &Report, json: bool) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer(&mut out, report)?;
@@ -91,14 +92,14 @@ fn print(report: &Report, json: bool) -> anyhow::Result<()> {
 }
 
 /// A progress bar on standard error, until it is dropped.
-struct Bar {
+pub(super) struct Bar {
     end: Option<std::sync::mpsc::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Bar {
     /// Shows the bar if standard error is a terminal.
-    fn show(progress: &Arc<Progress>) -> Option<Self> {
+    pub(super) fn show(progress: &Arc<Progress>) -> Option<Self> {
         if !io::stderr().is_terminal() {
             return None;
         }

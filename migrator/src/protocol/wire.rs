@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::hello::{self, MAGIC};
@@ -128,15 +129,24 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
         Ok(self.output.flush().await?)
     }
 
-    /// Sends the last message of this side, and closes it. A peer that does
-    /// not read it within `time` does without.
-    pub async fn last(mut self, message: Message, time: Duration) {
-        let end = async {
-            self.message(message).await?;
-            Ok::<_, Fault>(self.output.shutdown().await?)
-        };
-        // The connection is given up either way.
-        _ = timeout(time, end).await;
+    /// Sends what comes out of `messages`, and what `idle` gives whenever
+    /// nothing came for so long; closes this side when no sender is left.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub async fn speak(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        every: Duration,
+        idle: impl Fn() -> Message,
+    ) -> Result<(), Fault> {
+        loop {
+            match timeout(every, messages.recv()).await {
+                Ok(Some(message)) => self.message(message).await?,
+                Ok(None) => return Ok(self.output.shutdown().await?),
+                Err(_) => self.message(idle()).await?,
+            }
+        }
     }
 }
 
