@@ -11,10 +11,13 @@ use crate::config::config;
 use crate::inode::Inode;
 use crate::maps::{CHUNK_BITS, CHUNK_KEYS, COUNTERS, CURSOR_TABLE, EVENTS, FILES, SIDES};
 
-/// Chunks that one report can mark. A report is for at most one batch of 31
+/// Chunks that a report of a read can mark. It is for at most one batch of 31
 /// folios of 512 pages each before the next report comes, which is 31 chunks
 /// and one more for a start in the middle of a chunk.
-const CHUNKS: u32 = 32;
+pub(crate) const BATCH: u32 = 32;
+/// Chunks of one folio, or of what is mapped around a fault: the verifier
+/// takes as much longer as there are more.
+pub(crate) const FOLIO: u32 = 2;
 
 /// When a page that is already marked counts as used again.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,9 +30,9 @@ pub(crate) enum Again {
     Mapping,
 }
 
-/// Marks the pages `index..=last`, as far as the file reaches.
+/// Marks the pages `index..=last`, as far as the file and `CHUNKS` reach.
 #[inline(always)]
-pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
+pub(crate) fn access<const CHUNKS: u32>(inode: &Inode, index: u64, last: u64, kind: Again) {
     let pages = inode.pages();
     // A write beyond the end of the file comes before the file has grown.
     let last = if kind == Again::Write || last < pages {
@@ -74,12 +77,24 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
             return;
         }
     }
-    mark(inode, first, last, quiet, counters);
+    let left = mark::<CHUNKS>(inode, first, last, quiet, counters);
+    // A long read reports the rest with its next batch.
+    if kind != Again::Request {
+        // SAFETY: this CPU's entry of the map.
+        unsafe { (*counters).pages_lost += left };
+    }
 }
 
-/// Marks `first..=last`. `quiet`: the first page is not used again, only still.
+/// Marks `first..=last`, and gives how many pages are left to mark. `quiet`:
+/// the first page is not used again, only still.
 #[inline(always)]
-fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counters) {
+fn mark<const CHUNKS: u32>(
+    inode: &Inode,
+    first: u64,
+    last: u64,
+    quiet: bool,
+    counters: *mut Counters,
+) -> u64 {
     let mut start = first;
     let mut quiet = quiet;
     for _ in 0..CHUNKS {
@@ -96,12 +111,11 @@ fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counte
         }
         start = (chunk + 1) * CHUNK_PAGES;
         if start > last {
-            return;
+            return 0;
         }
         quiet = false;
     }
-    // SAFETY: as above. A long read reports the rest with its next batch.
-    unsafe { (*counters).pages_lost += last - start + 1 };
+    last - start + 1
 }
 
 /// Marks the pages `first..=last` of a chunk.

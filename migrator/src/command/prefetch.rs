@@ -1,8 +1,7 @@
 //! `migrator prefetch`.
 
-use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read, Write};
-use std::path::Path;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -16,23 +15,26 @@ use signal_hook::flag;
 
 use crate::cli::{PrefetchArgs, WarmArgs};
 use crate::exit::Outcome;
-use crate::pagelist::PageIndexList;
+use crate::format;
 use crate::prefetch::{Options, Progress, Report, prefetch};
 
 /// Runs the command.
 pub(super) fn run(args: PrefetchArgs) -> anyhow::Result<Outcome> {
     let mut options = options(args.warm)?;
     options.dry_run = args.dry_run;
-    let name = args.list.display();
-    let list =
-        read_list(open(&args.list)?).with_context(|| format!("failed to read the list {name}"))?;
+    let list = format::read_file(&args.list)?;
     // Only now: while the list is being read, Ctrl-C may end us at once.
     stop_at_signals(&options.stop)?;
     let report = {
         let _bar = Bar::show(&options.progress);
-        prefetch(list, options).with_context(|| format!("failed to prefetch {name}"))?
+        prefetch(list, options)
+            .with_context(|| format!("failed to prefetch {}", args.list.display()))?
     };
-    print(&report, args.json).context("failed to print the report")?;
+    match print(&report, args.json) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        result => result.context("failed to write to standard output")?,
+    }
     Ok(match report.is_complete() {
         true => Outcome::Done,
         false => Outcome::Incomplete,
@@ -71,16 +73,8 @@ pub(super) fn stop_at_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open(list: &Path) -> anyhow::Result<Box<dyn Read>> {
-    if list == Path::new("-") {
-        return Ok(Box::new(io::stdin().lock()));
-    }
-    let file = File::open(list).with_context(|| format!("failed to open {}", list.display()))?;
-    Ok(Box::new(file))
-}
-
 /// Prints the report on standard output.
-pub(super) fn print(report: &Report, json: bool) -> anyhow::Result<()> {
+pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer(&mut out, report)?;
@@ -88,7 +82,7 @@ pub(super) fn print(report: &Report, json: bool) -> anyhow::Result<()> {
     } else {
         write!(out, "{report}")?;
     }
-    Ok(out.flush()?)
+    out.flush()
 }
 
 /// A progress bar on standard error, until it is dropped.
@@ -136,9 +130,4 @@ impl Drop for Bar {
             _ = thread.join();
         }
     }
-}
-
-/// The place of `format::read_list`, which is on its way.
-fn read_list(_from: impl Read) -> anyhow::Result<PageIndexList> {
-    anyhow::bail!("not built yet")
 }

@@ -43,7 +43,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         if !args.json || due {
             let list = tracker.snapshot(min_heat)?.list;
             if !args.json {
-                shown.print(began.elapsed(), &list)?;
+                heard(shown.print(began.elapsed(), &list))?;
             }
             if let (true, Some(output)) = (due, &args.output) {
                 write(output, &list)?;
@@ -71,14 +71,22 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         write(output, &snapshot.list)?;
     }
     let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer(&mut out, &report).context("failed to print the report")?;
-        writeln!(out)?;
-    } else {
-        table(&mut out, &snapshot, args.output.as_deref())?;
-    }
+    heard(match args.json {
+        true => serde_json::to_writer(&mut out, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out)),
+        false => table(&mut out, &snapshot, args.output.as_deref()),
+    })?;
     warn(&snapshot);
     Ok(Outcome::Done)
+}
+
+/// A reader that has heard enough, as `head` has, is no reason to stop.
+fn heard(printed: io::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("failed to print"),
+    }
 }
 
 /// Whom the arguments mean.
@@ -93,13 +101,16 @@ pub(super) fn target(args: &TargetArgs) -> Target {
 
 /// Starts to observe, and says on stderr with what.
 pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tracker, Chosen)> {
-    let (tracker, chosen) = Tracker::start(target, choice).map_err(|refusal| match refusal {
-        Refusal::NotSupported(_) | Refusal::NotPermitted(_) => anyhow::Error::from(Unsupported(
-            format!("failed to observe: {refusal} (`migrator check` shows what this host can do)"),
-        )),
-        Refusal::Target(error) => anyhow::Error::from(error),
-        Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
-    })?;
+    let (tracker, chosen) =
+        Tracker::start(target, choice.into()).map_err(|refusal| match refusal {
+            Refusal::NotSupported(_) | Refusal::NotPermitted(_) => {
+                anyhow::Error::from(Unsupported(format!(
+                    "failed to observe: {refusal} (`migrator check` shows what this host can do)"
+                )))
+            }
+            Refusal::Target(error) => anyhow::Error::from(error),
+            Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
+        })?;
     for (name, refusal) in &chosen.refused {
         eprintln!("migrator: source {name} is {refusal}");
     }

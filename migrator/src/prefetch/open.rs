@@ -96,7 +96,7 @@ impl Opener {
         };
         let failed = |verb: &str, error: io::Error| Refusal {
             reason: reason(&error),
-            detail: format!("failed to {verb}{found}: {error}"),
+            detail: format!("failed to {verb} it{found}: {error}"),
         };
         let handle = OpenOptions::new()
             .read(true)

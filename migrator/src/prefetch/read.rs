@@ -221,3 +221,93 @@ fn read(file: &File, batch: Batch, buffer: &mut [u8]) -> (u32, io::Result<()>) {
     }
     (done, Ok(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+
+    use super::*;
+
+    const PAGE: u32 = 4096;
+
+    /// A target that is open already, with a file of two pages.
+    fn target(readable: bool) -> (Arc<Target>, Arc<OpenFile>) {
+        let mut named = tempfile::NamedTempFile::new().expect("temporary file");
+        named.write_all(&[1; 2 * PAGE as usize]).expect("write");
+        let file = OpenOptions::new()
+            .read(readable)
+            .write(!readable)
+            .open(named.path())
+            .expect("open");
+        let open = Arc::new(OpenFile {
+            first: file,
+            second: None,
+            place: (1, 2),
+        });
+        let identity = FileIdentity {
+            path: named.path().into(),
+            device: 1,
+            inode: 2,
+            size: 3 * u64::from(PAGE),
+            mtime_ns: 0,
+        };
+        (Arc::new(Target::new(identity, &open)), open)
+    }
+
+    #[test]
+    fn a_file_that_fails_is_given_up_and_the_rest_goes_on() {
+        // A descriptor for writing only stands for a disk that fails.
+        let (broken, _held) = target(false);
+        let (good, _held_too) = target(true);
+        let (queue, jobs) = crossbeam_channel::unbounded();
+        let order = [
+            (&broken, 0),
+            (&broken, 1),
+            (&good, 0),
+            (&good, 1),
+            (&good, 2),
+        ];
+        for (target, page) in order {
+            let job = Job {
+                target: Arc::clone(target),
+                batch: Batch {
+                    offset: page * u64::from(PAGE),
+                    len: PAGE,
+                    pages: 1,
+                },
+                heat: 1,
+                resident: false,
+            };
+            queue.send(job).expect("queue");
+        }
+        drop(queue);
+        let shared = Shared {
+            opener: Opener {
+                maps: Vec::new(),
+                allow: Vec::new(),
+                twice: false,
+            },
+            tally: Tally::default(),
+            stop: Arc::default(),
+            progress: Arc::default(),
+        };
+        shared.tally.asked.store(5, Relaxed);
+        work(&jobs, &shared, PAGE);
+        let report = shared.tally.report(PAGE, std::time::Duration::ZERO, false);
+        assert_eq!(report.pages.read, 2);
+        let skipped: Vec<_> = report
+            .skipped
+            .iter()
+            .map(|part| (part.reason, part.pages, part.files))
+            .collect();
+        // The good file is a page shorter than it was.
+        let expected = [(Reason::Changed, 1, 1), (Reason::Unreadable, 2, 1)];
+        assert_eq!(skipped, expected);
+        let details: Vec<_> = report.files.iter().map(|file| &*file.detail).collect();
+        let size = "changed: size 12288 → 8192";
+        assert!(details.contains(&size), "{details:?}");
+        let read = "failed to read at byte 0: Bad file descriptor (os error 9)";
+        assert!(details.contains(&read), "{details:?}");
+    }
+}
