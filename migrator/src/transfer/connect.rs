@@ -177,3 +177,20 @@ impl fmt::Display for Far {
         self.destination.fmt(f)
     }
 }
+
+#[cfg(test)]
+impl Connection {
+    /// A connection to whatever is at the other end of a stream in memory.
+    pub(super) fn over(stream: tokio::io::DuplexStream) -> Self {
+        let (input, output) = tokio::io::split(stream);
+        Self {
+            input: Box::new(input),
+            output: Box::new(output),
+            far: Far {
+                destination: Destination::Tcp(([127, 0, 0, 1], 1).into()),
+                login: None,
+            },
+            hello_time: HELLO_TIME,
+        }
+    }
+}
