@@ -241,7 +241,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io
 }
 
 /// Nothing is lost in silence.
-fn warn(snapshot: &Snapshot) {
+pub(super) fn warn(snapshot: &Snapshot) {
     let counters = &snapshot.counters;
     for (count, what) in [
         (
