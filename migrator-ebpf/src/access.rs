@@ -61,6 +61,8 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
         if cursor.owner == owner {
             if kind == Again::Request && cursor.last == last && index > cursor.index {
                 first = index.max(cursor.marked);
+                // SAFETY: as above.
+                unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
             } else {
                 quiet = index == cursor.last;
             }
@@ -74,12 +76,17 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
             return;
         }
     }
-    mark(inode, first, last, quiet, counters);
+    let rest = mark(inode, first, last, quiet, counters);
+    if kind != Again::Request {
+        // SAFETY: as above. Of a request the next report tells what is lost.
+        unsafe { (*counters).pages_lost += rest };
+    }
 }
 
-/// Marks `first..=last`. `quiet`: the first page is not used again, only still.
+/// Marks `first..=last`, or as much of it as one report can, and gives how many
+/// pages are left. `quiet`: the first page is not used again, only still.
 #[inline(always)]
-fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counters) {
+fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counters) -> u64 {
     let mut start = first;
     let mut quiet = quiet;
     for _ in 0..CHUNKS {
@@ -96,12 +103,11 @@ fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counte
         }
         start = (chunk + 1) * CHUNK_PAGES;
         if start > last {
-            return;
+            return 0;
         }
         quiet = false;
     }
-    // SAFETY: as above. A long read reports the rest with its next batch.
-    unsafe { (*counters).pages_lost += last - start + 1 };
+    last - start + 1
 }
 
 /// Marks the pages `first..=last` of a chunk.
