@@ -21,7 +21,7 @@ const CHUNKS: u32 = 32;
 pub(crate) enum Again {
     /// In another request than the thread's latest one of this file.
     Request,
-    /// As for a request, which comes in one report.
+    /// As for a request; it may make the file grow.
     Write,
     /// Always: a page that is mapped already causes no report.
     Mapping,
@@ -59,7 +59,7 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
         // write it at the same time; the worst is a page counted twice.
         let cursor: &mut Cursor = unsafe { &mut *cursor };
         if cursor.owner == owner {
-            if kind == Again::Request && cursor.last == last && index > cursor.index {
+            if cursor.last == last && index > cursor.index {
                 first = index.max(cursor.marked);
                 // SAFETY: as above.
                 unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
@@ -77,7 +77,7 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
         }
     }
     let rest = mark(inode, first, last, quiet, counters);
-    if kind != Again::Request {
+    if kind == Again::Mapping {
         // SAFETY: as above. Of a request the next report tells what is lost.
         unsafe { (*counters).pages_lost += rest };
     }
