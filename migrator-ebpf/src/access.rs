@@ -11,10 +11,17 @@ use crate::config::config;
 use crate::inode::Inode;
 use crate::maps::{CHUNK_BITS, CHUNK_KEYS, COUNTERS, CURSOR_TABLE, EVENTS, FILES, SIDES};
 
-/// Chunks that one report can mark. A report is for at most one batch of 31
+/// Chunks that one report of a read can mark. It is for at most one batch of 31
 /// folios of 512 pages each before the next report comes, which is 31 chunks
 /// and one more for a start in the middle of a chunk.
-const CHUNKS: u32 = 32;
+pub(crate) const BATCH: u32 = 32;
+/// The same for a folio: at most 2^11 pages (EXT4_MAX_PAGECACHE_ORDER), and
+/// aligned to its size.
+pub(crate) const FOLIO: u32 = 4;
+/// The same for fault-around: at most a page table's 512 pages, anywhere.
+pub(crate) const PAGE_TABLE: u32 = 2;
+/// The same for one page.
+pub(crate) const ONE_PAGE: u32 = 1;
 
 /// When a page that is already marked counts as used again.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,9 +34,11 @@ pub(crate) enum Again {
     Mapping,
 }
 
-/// Marks the pages `index..=last`, as far as the file reaches.
+/// Marks the pages `index..=last`, as far as the file reaches, in at most so
+/// many `chunks`. That is a constant for each program, and the smaller it is
+/// the sooner the verifier is done: it follows the loop round by round.
 #[inline(always)]
-pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
+pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: u32) {
     let pages = inode.pages();
     // A write beyond the end of the file comes before the file has grown.
     let last = if kind == Again::Write || last < pages {
@@ -71,12 +80,12 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
         cursor.index = index;
         cursor.last = last;
         cursor.marked =
-            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(CHUNKS) * CHUNK_PAGES - 1) + 1;
+            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(chunks) * CHUNK_PAGES - 1) + 1;
         if first > last {
             return;
         }
     }
-    let rest = mark(inode, first, last, quiet, counters);
+    let rest = mark(inode, first, last, quiet, chunks, counters);
     if kind == Again::Mapping {
         // SAFETY: as above. Of a request the next report tells what is lost.
         unsafe { (*counters).pages_lost += rest };
@@ -86,10 +95,17 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again) {
 /// Marks `first..=last`, or as much of it as one report can, and gives how many
 /// pages are left. `quiet`: the first page is not used again, only still.
 #[inline(always)]
-fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, counters: *mut Counters) -> u64 {
+fn mark(
+    inode: &Inode,
+    first: u64,
+    last: u64,
+    quiet: bool,
+    chunks: u32,
+    counters: *mut Counters,
+) -> u64 {
     let mut start = first;
     let mut quiet = quiet;
-    for _ in 0..CHUNKS {
+    for _ in 0..chunks {
         let chunk = start / CHUNK_PAGES;
         let end = if last / CHUNK_PAGES == chunk {
             last % CHUNK_PAGES
