@@ -11,28 +11,34 @@ use crate::config::config;
 use crate::inode::Inode;
 use crate::maps::{CHUNK_BITS, CHUNK_KEYS, COUNTERS, CURSOR_TABLE, EVENTS, FILES, SIDES};
 
-/// Chunks that a report of a read can mark. It is for at most one batch of 31
+/// Chunks that one report of a read can mark. It is for at most one batch of 31
 /// folios of 512 pages each before the next report comes, which is 31 chunks
 /// and one more for a start in the middle of a chunk.
 pub(crate) const BATCH: u32 = 32;
-/// Chunks of one folio, or of what is mapped around a fault: the verifier
-/// takes as much longer as there are more.
-pub(crate) const FOLIO: u32 = 2;
+/// The same for a folio: at most 2^11 pages (EXT4_MAX_PAGECACHE_ORDER), and
+/// aligned to its size.
+pub(crate) const FOLIO: u32 = 4;
+/// The same for fault-around: at most a page table's 512 pages, anywhere.
+pub(crate) const PAGE_TABLE: u32 = 2;
+/// The same for one page.
+pub(crate) const ONE_PAGE: u32 = 1;
 
 /// When a page that is already marked counts as used again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
     /// In another request than the thread's latest one of this file.
     Request,
-    /// As for a request, which comes in one report.
+    /// As for a request; it may make the file grow.
     Write,
     /// Always: a page that is mapped already causes no report.
     Mapping,
 }
 
-/// Marks the pages `index..=last`, as far as the file and `CHUNKS` reach.
+/// Marks the pages `index..=last`, as far as the file reaches, in at most so
+/// many `chunks`. That is a constant for each program, and the smaller it is
+/// the sooner the verifier is done: it follows the loop round by round.
 #[inline(always)]
-pub(crate) fn access<const CHUNKS: u32>(inode: &Inode, index: u64, last: u64, kind: Again) {
+pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: u32) {
     let pages = inode.pages();
     // A write beyond the end of the file comes before the file has grown.
     let last = if kind == Again::Write || last < pages {
@@ -62,8 +68,10 @@ pub(crate) fn access<const CHUNKS: u32>(inode: &Inode, index: u64, last: u64, ki
         // write it at the same time; the worst is a page counted twice.
         let cursor: &mut Cursor = unsafe { &mut *cursor };
         if cursor.owner == owner {
-            if kind == Again::Request && cursor.last == last && index > cursor.index {
+            if cursor.last == last && index > cursor.index {
                 first = index.max(cursor.marked);
+                // SAFETY: as above.
+                unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
             } else {
                 quiet = index == cursor.last;
             }
@@ -72,32 +80,32 @@ pub(crate) fn access<const CHUNKS: u32>(inode: &Inode, index: u64, last: u64, ki
         cursor.index = index;
         cursor.last = last;
         cursor.marked =
-            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(CHUNKS) * CHUNK_PAGES - 1) + 1;
+            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(chunks) * CHUNK_PAGES - 1) + 1;
         if first > last {
             return;
         }
     }
-    let left = mark::<CHUNKS>(inode, first, last, quiet, counters);
-    // A long read reports the rest with its next batch.
-    if kind != Again::Request {
-        // SAFETY: this CPU's entry of the map.
-        unsafe { (*counters).pages_lost += left };
+    let rest = mark(inode, first, last, quiet, chunks, counters);
+    if kind == Again::Mapping {
+        // SAFETY: as above. Of a request the next report tells what is lost.
+        unsafe { (*counters).pages_lost += rest };
     }
 }
 
-/// Marks `first..=last`, and gives how many pages are left to mark. `quiet`:
-/// the first page is not used again, only still.
+/// Marks `first..=last`, or as much of it as one report can, and gives how many
+/// pages are left. `quiet`: the first page is not used again, only still.
 #[inline(always)]
-fn mark<const CHUNKS: u32>(
+fn mark(
     inode: &Inode,
     first: u64,
     last: u64,
     quiet: bool,
+    chunks: u32,
     counters: *mut Counters,
 ) -> u64 {
     let mut start = first;
     let mut quiet = quiet;
-    for _ in 0..CHUNKS {
+    for _ in 0..chunks {
         let chunk = start / CHUNK_PAGES;
         let end = if last / CHUNK_PAGES == chunk {
             last % CHUNK_PAGES
@@ -125,7 +133,7 @@ fn mark_chunk(bits: *mut ChunkBits, first: u64, last: u64, quiet: bool) {
     while word < CHUNK_WORDS as u64 {
         let begin = word * 64;
         if first < begin + 64 && last >= begin {
-            let low = if first > begin { first - begin } else { 0 };
+            let low = first.saturating_sub(begin);
             let high = if last - begin < 63 { last - begin } else { 63 };
             let mask = (u64::MAX << (low & 63)) & (u64::MAX >> ((63 - high) & 63));
             let still = if quiet && first >= begin {

@@ -8,7 +8,8 @@ use migrator_common::config::{FILTER_CGROUP, FILTER_PROCESSES};
 use crate::config::config;
 use crate::maps::PROCESSES;
 
-/// Whether the current task is observed.
+/// Whether the current task is observed. migrator itself never is: it may well
+/// be a member of the cgroup, and writes its list into the page cache.
 #[inline(always)]
 pub(crate) fn wanted() -> bool {
     match config(|c| &c.filter) {
@@ -17,11 +18,16 @@ pub(crate) fn wanted() -> bool {
             // cgroup's id, where the task is not that deep in the hierarchy.
             let id =
                 unsafe { bpf_get_current_ancestor_cgroup_id(config(|c| &c.cgroup_level) as i32) };
-            id == config(|c| &c.cgroup_id)
+            id == config(|c| &c.cgroup_id) && current_process() != config(|c| &c.own_process)
         }
-        FILTER_PROCESSES => is_observed((bpf_get_current_pid_tgid() >> 32) as u32),
-        _ => (bpf_get_current_pid_tgid() >> 32) as u32 != config(|c| &c.own_process),
+        FILTER_PROCESSES => is_observed(current_process()),
+        _ => current_process() != config(|c| &c.own_process),
     }
+}
+
+#[inline(always)]
+fn current_process() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Whether a process is marked in the process table.

@@ -1,10 +1,10 @@
 //! Where the kernel tells of accesses. Each program is for one hook; userspace
-//! loads those that the running kernel has (docs/tracking.md).
+//! loads those that the running kernel has (docs/kernels.md).
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::access::{Again, BATCH, FOLIO, access};
+use crate::access::{Again, BATCH, FOLIO, ONE_PAGE, PAGE_TABLE, access};
 use crate::config::config;
 use crate::filter;
 use crate::inode::{Inode, folio_pages, task_ids};
@@ -17,7 +17,7 @@ pub fn get_pages(ctx: BtfTracePointContext) -> i32 {
     if filter::wanted()
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
-        access::<BATCH>(&inode, ctx.arg(1), ctx.arg(2), Again::Request);
+        access(&inode, ctx.arg(1), ctx.arg(2), Again::Request, BATCH);
     }
     0
 }
@@ -30,7 +30,7 @@ pub fn map_pages(ctx: BtfTracePointContext) -> i32 {
     if filter::wanted()
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
-        access::<FOLIO>(&inode, ctx.arg(1), ctx.arg(2), Again::Mapping);
+        access(&inode, ctx.arg(1), ctx.arg(2), Again::Mapping, PAGE_TABLE);
     }
     0
 }
@@ -42,7 +42,7 @@ pub fn fault(ctx: BtfTracePointContext) -> i32 {
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
         let index = ctx.arg(1);
-        access::<FOLIO>(&inode, index, index, Again::Mapping);
+        access(&inode, index, index, Again::Mapping, ONE_PAGE);
     }
     0
 }
@@ -67,7 +67,7 @@ fn write(inode: *const u8, position: u64, length: u32) -> i32 {
     {
         let shift = config(|c| &c.page_shift);
         let last = (position + u64::from(length) - 1) >> shift;
-        access::<FOLIO>(&inode, position >> shift, last, Again::Write);
+        access(&inode, position >> shift, last, Again::Write, FOLIO);
     }
     0
 }
@@ -83,7 +83,7 @@ pub fn dirty_folio(ctx: BtfTracePointContext) -> i32 {
         && inode.magic() != config(|c| &c.exact_writes_magic)
     {
         let (index, pages) = folio_pages(ctx.arg(0));
-        access::<FOLIO>(&inode, index, index + pages - 1, Again::Write);
+        access(&inode, index, index + pages - 1, Again::Write, FOLIO);
     }
     0
 }

@@ -1,5 +1,6 @@
 //! `migrator track`: observes, prints as it goes, and writes the list.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -46,7 +47,10 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
                 heard(shown.print(began.elapsed(), &list))?;
             }
             if let (true, Some(output)) = (due, &args.output) {
-                write(output, &list)?;
+                // The disk may have room again when the observation ends.
+                if let Err(error) = format::write_atomically(output, &list) {
+                    eprintln!("migrator: warning: {error:#}; observing goes on");
+                }
                 saved = Instant::now();
             }
         }
@@ -67,17 +71,22 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     let report = Report::new(&args, &chosen, began.elapsed(), &snapshot);
     // From here on nothing of ours is in the kernel.
     drop(tracker);
-    if let Some(output) = &args.output {
-        write(output, &snapshot.list)?;
-    }
+    let written = match &args.output {
+        Some(output) => format::write_atomically(output, &snapshot.list),
+        None => Ok(()),
+    };
+    // What was seen is worth printing even where it can't be written.
+    let output = args.output.as_deref().filter(|_| written.is_ok());
+    let report = Report { output, ..report };
     let mut out = io::stdout().lock();
     heard(match args.json {
         true => serde_json::to_writer(&mut out, &report)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out)),
-        false => table(&mut out, &snapshot, args.output.as_deref()),
+        false => table(&mut out, &snapshot, output),
     })?;
     warn(&snapshot);
+    written?;
     Ok(Outcome::Done)
 }
 
@@ -143,11 +152,6 @@ fn writable(output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(output: &Path, list: &PageIndexList) -> anyhow::Result<()> {
-    format::write_atomically(output, list)
-        .with_context(|| format!("failed to write the list {}", output.display()))
-}
-
 /// What was printed of each file so far: pages, and pages used again.
 #[derive(Default)]
 struct Shown(HashMap<PathBuf, (u64, u64)>);
@@ -157,7 +161,7 @@ impl Shown {
     fn print(&mut self, at: Duration, list: &PageIndexList) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let mut lines = 0;
-        for file in &list.files {
+        for file in hottest(list) {
             let now = (file.pages(), again(file));
             let before = self.0.insert(file.identity.path.clone(), now);
             if before != Some(now) && lines < LINES {
@@ -175,6 +179,14 @@ impl Shown {
         }
         out.flush()
     }
+}
+
+/// The files in the order in which people ask for them: what is used again and
+/// again, then what is large.
+fn hottest(list: &PageIndexList) -> Vec<&HotFile> {
+    let mut files: Vec<&HotFile> = list.files.iter().collect();
+    files.sort_by_cached_key(|file| Reverse((again(file), file.pages())));
+    files
 }
 
 /// How many pages of a file were used more than once.
@@ -196,9 +208,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io
         "{:>10}  {:>10}  {:>10}  FILE",
         "PAGES", "SIZE", "USED AGAIN"
     )?;
-    let mut hottest: Vec<&HotFile> = list.files.iter().collect();
-    hottest.sort_by_key(|file| std::cmp::Reverse((again(file), file.pages())));
-    for file in hottest.iter().take(TABLE) {
+    for file in hottest(list).into_iter().take(TABLE) {
         let (pages, path) = (file.pages(), file.identity.path.display());
         writeln!(
             out,
@@ -335,7 +345,7 @@ impl<'a> Report<'a> {
                 files: snapshot.counters.files_lost,
                 forgotten_pages: snapshot.forgotten,
             },
-            output: args.output.as_deref(),
+            output: None,
         }
     }
 }
