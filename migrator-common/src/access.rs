@@ -84,6 +84,14 @@ pub struct ChunkBits {
     pub words: [WordBits; CHUNK_WORDS],
 }
 
+impl ChunkBits {
+    /// Marks a page of the chunk as used.
+    pub const fn mark(&mut self, page: u64) {
+        let page = page % CHUNK_PAGES;
+        self.words[(page / 64) as usize].used |= 1 << (page % 64);
+    }
+}
+
 /// Where one thread stands in one file.
 ///
 /// The kernel reports a long read once per batch of folios, each time with all

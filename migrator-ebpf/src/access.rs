@@ -133,7 +133,7 @@ fn mark_chunk(bits: *mut ChunkBits, first: u64, last: u64, quiet: bool) {
     while word < CHUNK_WORDS as u64 {
         let begin = word * 64;
         if first < begin + 64 && last >= begin {
-            let low = if first > begin { first - begin } else { 0 };
+            let low = first.saturating_sub(begin);
             let high = if last - begin < 63 { last - begin } else { 63 };
             let mask = (u64::MAX << (low & 63)) & (u64::MAX >> ((63 - high) & 63));
             let still = if quiet && first >= begin {

@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::pathmap::Mapping;
+use crate::source::Choice;
 
 /// Moves a container to another Linux host together with its hot page cache.
 #[derive(Debug, Parser)]
@@ -59,6 +60,17 @@ pub enum SourceChoice {
     Kmod,
     /// /proc page flags: what the LRU knows, without anything in the kernel.
     Procfs,
+}
+
+impl From<SourceChoice> for Choice {
+    fn from(choice: SourceChoice) -> Self {
+        match choice {
+            SourceChoice::Auto => Self::Auto,
+            SourceChoice::Ebpf => Self::Ebpf,
+            SourceChoice::Kmod => Self::Kmod,
+            SourceChoice::Procfs => Self::Procfs,
+        }
+    }
 }
 
 /// How to observe; shared by `track` and `move`.

@@ -25,6 +25,7 @@
 pub mod by_number;
 pub mod handle;
 pub mod identity;
+pub mod maps;
 pub mod mountinfo;
 pub mod open_files;
 pub mod overlay;

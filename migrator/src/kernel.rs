@@ -9,7 +9,6 @@ use std::path::Path;
 use nix::sys::utsname::uname;
 
 use crate::file::mountinfo::MountTable;
-use crate::source::pageflags::lru_gen_enabled;
 
 /// What `migrator check` says of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +68,19 @@ fn lockdown(sys_root: &Path) -> Option<String> {
     let text = fs::read_to_string(sys_root.join("kernel/security/lockdown")).ok()?;
     let (_, rest) = text.split_once('[')?;
     Some(rest.split_once(']')?.0.to_owned())
+}
+
+/// Whether the multi-generational LRU is on (`sys_root` is `/sys`): then the
+/// active flag means nothing, and the referenced flag goes when pages age.
+pub fn lru_gen_enabled(sys_root: &Path) -> bool {
+    fs::read_to_string(sys_root.join("kernel/mm/lru_gen/enabled"))
+        .ok()
+        .and_then(|text| {
+            let digits = text.trim().trim_start_matches("0x").to_owned();
+            u32::from_str_radix(&digits, 16).ok()
+        })
+        // The other bits choose how it walks page tables.
+        .is_some_and(|features| features & 1 != 0)
 }
 
 fn cgroups(proc_root: &Path) -> Cgroups {
@@ -149,5 +161,23 @@ mod tests {
         assert_eq!(kernel.cgroups, Cgroups::None);
         assert_eq!(memory(root.path()), 0);
         assert_eq!(pid_max(root.path()), 4 << 20);
+    }
+
+    #[test]
+    fn lru_gen_is_on_when_its_lowest_bit_is_set() {
+        let sys = tempfile::tempdir().expect("a directory");
+        assert!(!lru_gen_enabled(sys.path()), "not there");
+        let dir = sys.path().join("kernel/mm/lru_gen");
+        fs::create_dir_all(&dir).expect("directories");
+        for (text, enabled) in [
+            ("0x0007\n", true),
+            ("0x0001\n", true),
+            ("0x0000\n", false),
+            ("0x0006\n", false),
+            ("y\n", false),
+        ] {
+            fs::write(dir.join("enabled"), text).expect("a file");
+            assert_eq!(lru_gen_enabled(sys.path()), enabled, "{text}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 pub mod btf;
 pub mod cli;
 pub mod command;
+pub mod destination;
 pub mod exit;
 pub mod file;
 pub mod format;
@@ -23,3 +24,4 @@ pub mod signals;
 pub mod source;
 pub mod target;
 pub mod tracker;
+pub mod transfer;

@@ -88,6 +88,12 @@ impl Progress {
         (self.done.load(Relaxed), self.planned.load(Relaxed))
     }
 
+    /// Takes over what another host says.
+    pub fn set(&self, done: u64, planned: u64) {
+        self.done.store(done, Relaxed);
+        self.planned.store(planned, Relaxed);
+    }
+
     fn add_done(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
     }

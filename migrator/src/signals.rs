@@ -1,5 +1,6 @@
 //! Ctrl-C and its relatives, as something to wait for.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The signals that ask a command to end: what it has so far is still printed
 /// and written.
@@ -50,5 +53,28 @@ impl Signals {
             .read_signal()
             .context("failed to read a signal")?
             .is_some())
+    }
+    /// Waits, within a tokio runtime, until a signal came.
+    ///
+    /// # Errors
+    /// Those of epoll(7) and signalfd(2).
+    pub async fn came(&self) -> anyhow::Result<()> {
+        // SAFETY: the descriptor stays open and the same as long as `self` is
+        // borrowed, and the AsyncFd is dropped before that ends.
+        let fd = unsafe { AsyncFd::register_with_interest(self.0.as_fd(), Interest::READABLE) }
+            .map_err(io::Error::from)
+            .context("failed to wait for signals")?;
+        loop {
+            let mut ready = fd.readable().await.context("failed to wait for signals")?;
+            if self
+                .0
+                .read_signal()
+                .context("failed to read a signal")?
+                .is_some()
+            {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod access_map;
 pub mod ebpf;
 pub mod hooks;
+pub mod mapped;
 pub mod object;
 pub mod pageflags;
 pub mod procfs;
@@ -10,7 +11,6 @@ pub mod procfs;
 use std::fmt;
 use std::path::Path;
 
-use crate::cli::SourceChoice;
 use crate::target::{Target, TargetError};
 
 use ebpf::EbpfSource;
@@ -35,6 +35,19 @@ impl fmt::Display for Source {
             Self::Procfs(sampler) => f.write_str(sampler.what_it_knows()),
         }
     }
+}
+
+/// Which source is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The best that this host permits.
+    Auto,
+    /// eBPF and no other.
+    Ebpf,
+    /// The kernel module and no other.
+    Kmod,
+    /// /proc page flags and no other.
+    Procfs,
 }
 
 /// Why a source can't be used here. "Can't", "may not" and "something went
@@ -64,17 +77,17 @@ pub struct Chosen {
     pub refused: Vec<(&'static str, Refusal)>,
 }
 
-/// Starts the source that was asked for, or with [`SourceChoice::Auto`] the
+/// Starts the source that was asked for, or with [`Choice::Auto`] the
 /// first that works, best first.
 ///
 /// # Errors
 /// Why the source, or the last of them, can't be used.
-pub fn choose(choice: SourceChoice, target: &Target) -> Result<(Source, Chosen), Refusal> {
+pub fn choose(choice: Choice, target: &Target) -> Result<(Source, Chosen), Refusal> {
     let order: &[(&'static str, Start)] = match choice {
-        SourceChoice::Auto => &[("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)],
-        SourceChoice::Ebpf => &[("ebpf", ebpf)],
-        SourceChoice::Kmod => &[("kmod", kmod)],
-        SourceChoice::Procfs => &[("procfs", procfs)],
+        Choice::Auto => &[("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)],
+        Choice::Ebpf => &[("ebpf", ebpf)],
+        Choice::Kmod => &[("kmod", kmod)],
+        Choice::Procfs => &[("procfs", procfs)],
     };
     let mut refused = Vec::new();
     for (name, start) in order {

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
-use crate::cli::SourceChoice;
 use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::source::mapped;
 use crate::source::procfs::Reason;
-use crate::source::{self, Chosen, Refusal, Source};
+use crate::source::{self, Choice, Chosen, Refusal, Source};
 use crate::target::Target;
 
 const PROC: &str = "/proc";
@@ -84,7 +85,7 @@ impl Tracker {
     ///
     /// # Errors
     /// Why no source can be used, or that there is no such target.
-    pub fn start(target: Target, choice: SourceChoice) -> Result<(Self, Chosen), Refusal> {
+    pub fn start(target: Target, choice: Choice) -> Result<(Self, Chosen), Refusal> {
         // First of all, so that a wrong pid is not blamed on the source.
         target.processes(Path::new(PROC)).map_err(Refusal::Target)?;
         let (source, chosen) = source::choose(choice, &target)?;
@@ -99,6 +100,7 @@ impl Tracker {
             sampled_at: None,
         };
         tracker.look_at_processes();
+        tracker.mark_mapped();
         Ok((tracker, chosen))
     }
 
@@ -115,9 +117,15 @@ impl Tracker {
         }
     }
 
-    /// Whether there still is something to observe.
+    /// Whether there still is something to observe: the target, or one of the
+    /// processes that it left behind.
     pub fn is_alive(&self) -> bool {
+        let runs = |process| Target::Process(process).is_alive(Path::new(PROC));
         self.target.is_alive(Path::new(PROC))
+            || match &self.source {
+                Source::Ebpf(source) => source.processes().into_iter().any(runs),
+                Source::Procfs(_) => false,
+            }
     }
 
     /// Takes over what the source has seen. Wants to be called whenever
@@ -200,6 +208,32 @@ impl Tracker {
             by_heat.then_with(|| path(a).cmp(&path(b)))
         });
         Ok(snapshot)
+    }
+
+    /// Marks what is mapped already, which causes no access to be seen.
+    fn mark_mapped(&mut self) {
+        let Source::Ebpf(_) = &self.source else {
+            return;
+        };
+        // Gathered first: what many processes map is used once so far.
+        let mut found: BTreeMap<(FileId, u32), ChunkBits> = BTreeMap::new();
+        let processes = self.target.processes(Path::new(PROC));
+        for process in processes.unwrap_or_default() {
+            let directory = Path::new(PROC).join(process.to_string());
+            // A process that is gone by now has nothing mapped.
+            let _ = mapped::each(&directory, kernel::page_size(), |mapping, pages| {
+                if let Some(key) = self.resolver.mapped(mapping) {
+                    let file = file_id(key);
+                    for page in pages {
+                        let chunk = (page / CHUNK_PAGES) as u32;
+                        found.entry((file, chunk)).or_default().mark(page);
+                    }
+                }
+            });
+        }
+        for ((file, chunk), bits) in found {
+            self.heat.mark(file, chunk, &bits);
+        }
     }
 
     /// What accesses say.
@@ -288,7 +322,12 @@ impl Tracker {
             // A target that is gone is `is_alive`'s to tell.
             let _ = source.refresh();
         }
-        let processes = self.target.processes(Path::new(PROC)).unwrap_or_default();
+        let mut processes = self.target.processes(Path::new(PROC)).unwrap_or_default();
+        if let Source::Ebpf(source) = &self.source {
+            processes.extend(source.processes());
+            processes.sort_unstable();
+            processes.dedup();
+        }
         self.resolver.observe(processes);
     }
 }
@@ -301,6 +340,13 @@ fn hotness(file: &HotFile) -> f64 {
         .map(|run| u64::from(run.pages) * u64::from(run.heat))
         .sum();
     heat as f64 / file.pages().max(1) as f64
+}
+
+fn file_id(key: InodeKey) -> FileId {
+    FileId {
+        device: key.major << 20 | key.minor,
+        inode: key.inode,
+    }
 }
 
 fn inode_key(file: FileId, generation: u32) -> InodeKey {

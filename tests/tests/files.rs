@@ -97,6 +97,9 @@ impl Holder {
             ))
             .arg("sh")
             .args(args)
+            // A log or the like that the tests write to is not what it has open.
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare");

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use migrator::file::{Resolver, Unresolved};
+use migrator::kernel::lru_gen_enabled;
 use migrator::pagelist::{HotFile, Run};
-use migrator::source::pageflags::{PageFlags, PageState, StateRun, drain_batches, lru_gen_enabled};
+use migrator::source::pageflags::{PageFlags, PageState, StateRun, drain_batches};
 use migrator::source::procfs::{Reason, Sample, Sampler, probe};
 use migrator::target::Target;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};

@@ -1,9 +1,209 @@
-//! `migrator move --cache-only`.
+//! `migrator move --cache-only`: observes, sends the list, and shows what the
+//! destination made of it.
 
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use bytesize::ByteSize;
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use super::prefetch::Bar;
+use super::receive::{outcome, runtime};
+use super::track;
 use crate::cli::MoveArgs;
-use crate::exit::Outcome;
+use crate::destination::{Destination, split_rsh};
+use crate::exit::{Outcome, Usage};
+use crate::observe::{Ended, observe};
+use crate::pagelist::PageIndexList;
+use crate::pathmap::{self, Mapping};
+use crate::prefetch::Report;
+use crate::signals::Signals;
+use crate::transfer::{self, Link};
 
 /// Runs the command.
-pub(super) fn run(_args: MoveArgs) -> anyhow::Result<Outcome> {
-    anyhow::bail!("not built yet")
+pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
+    let destination = Destination::parse(&args.to).map_err(Usage)?;
+    let rsh = split_rsh(&args.rsh).map_err(Usage)?;
+    // Nobody is to log in for a process that is not there.
+    track::target(&args.target).processes(Path::new("/proc"))?;
+    let signals = Signals::block()?;
+    let runtime = runtime()?;
+    let moved = carry(&args, destination, &rsh, &signals, &runtime);
+    // A thread may wait with bytes of the list that nobody wants any more.
+    runtime.shutdown_background();
+
+    let moved = moved?;
+    match args.json {
+        true => print_json(&moved),
+        false => print(&moved),
+    }
+    .context("failed to print the report")?;
+    Ok(outcome(&moved.report))
+}
+
+/// `migrator move --json`
+#[derive(Serialize)]
+struct Moved {
+    schema: &'static str,
+    source: &'static str,
+    destination: String,
+    list: ListJson,
+    observe_seconds: f64,
+    transfer_seconds: f64,
+    report: Report,
+}
+
+#[derive(Serialize)]
+struct ListJson {
+    files: u64,
+    pages: u64,
+    bytes: u64,
+}
+
+/// Connects, observes, and sends. To connect comes first: what does not work
+/// there shows before anybody waits for an observation.
+fn carry(
+    args: &MoveArgs,
+    destination: Destination,
+    rsh: &[String],
+    signals: &Signals,
+    runtime: &Runtime,
+) -> anyhow::Result<Moved> {
+    let name = destination.to_string();
+    let mut link = runtime.block_on(async {
+        let connect = async {
+            let connection = transfer::open(destination, rsh, &args.remote_path).await?;
+            Link::start(connection).await
+        };
+        tokio::select! {
+            // Ctrl-C ends ssh as well, and is then the reason for that.
+            biased;
+            ended = signals.came() => Err(interruption(ended)),
+            link = connect => link,
+        }
+    })?;
+
+    let (mut list, source, observed) = match watch(args, signals, &link) {
+        Ok(Some(watched)) => watched,
+        Ok(None) => return Err(runtime.block_on(link.failure())),
+        Err(error) => {
+            runtime.block_on(link.cancel(&format!("{error:#}")));
+            return Err(error);
+        }
+    };
+    map(&args.maps, &mut list)?;
+    let (files, pages) = (list.files.len() as u64, list.pages());
+
+    let began = Instant::now();
+    let bar = Bar::show(link.progress());
+    let sent = runtime.block_on(async {
+        let interrupted = tokio::select! {
+            biased;
+            ended = signals.came() => interruption(ended),
+            sent = link.send(list) => return sent,
+        };
+        link.cancel(&format!("{interrupted:#}")).await;
+        Err(interrupted)
+    });
+    drop(bar);
+    let (report, bytes) = sent?;
+    Ok(Moved {
+        schema: "migrator.move/1",
+        source,
+        destination: name,
+        list: ListJson {
+            files,
+            pages,
+            bytes,
+        },
+        observe_seconds: observed.as_secs_f64(),
+        transfer_seconds: began.elapsed().as_secs_f64(),
+        report,
+    })
+}
+
+/// Observes the target; nothing of ours is in the kernel afterwards. `None`
+/// if the connection failed meanwhile.
+fn watch(
+    args: &MoveArgs,
+    signals: &Signals,
+    link: &Link,
+) -> anyhow::Result<Option<(PageIndexList, &'static str, Duration)>> {
+    let (mut tracker, chosen) = track::start(track::target(&args.target), args.source.source)?;
+    let began = Instant::now();
+    let ended = observe(
+        &mut tracker,
+        args.source.interval,
+        Some(args.observe),
+        signals,
+        |_| match link.is_broken() {
+            true => Err(anyhow!("the connection failed")),
+            false => Ok(()),
+        },
+    );
+    match ended {
+        // Ctrl-C ends ssh as well, so this is asked first.
+        Ok(Ended::Interrupted) => return Err(interruption(Ok(()))),
+        _ if link.is_broken() => return Ok(None),
+        Ok(Ended::TargetGone) => eprintln!("migrator: the target has ended"),
+        Ok(Ended::TimeUp) => {}
+        Err(error) => return Err(error),
+    }
+    let snapshot = tracker.snapshot(args.source.min_heat)?;
+    track::warn(&snapshot);
+    if snapshot.list.files.is_empty() {
+        eprintln!(
+            "migrator: warning: the target used no pages of files within {}",
+            humantime::format_duration(args.observe)
+        );
+    }
+    Ok(Some((snapshot.list, chosen.name, began.elapsed())))
+}
+
+/// Writes the paths as the destination has them. What it maps itself comes
+/// after that.
+fn map(maps: &[Mapping], list: &mut PageIndexList) -> anyhow::Result<()> {
+    for file in &mut list.files {
+        let path = &mut file.identity.path;
+        *path = pathmap::map(maps, path)
+            .map_err(|why| anyhow!("failed to map {}: it {why}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Half a hot page cache is of little use, so an interrupted move stops,
+/// where an interrupted `track` ends with what it has.
+fn interruption(ended: anyhow::Result<()>) -> anyhow::Error {
+    ended.map_or_else(
+        |error| error,
+        |()| anyhow!("interrupted at the source: the page cache was not moved"),
+    )
+}
+
+fn print(moved: &Moved) -> io::Result<()> {
+    let ListJson {
+        files,
+        pages,
+        bytes,
+    } = moved.list;
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "sent {pages} pages of {files} files to {}: a list of {}, in {:.2} s",
+        moved.destination,
+        ByteSize(bytes).display().iec(),
+        moved.transfer_seconds
+    )?;
+    write!(out, "{}", moved.report)?;
+    out.flush()
+}
+
+fn print_json(moved: &Moved) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, moved)?;
+    writeln!(out)?;
+    out.flush()
 }

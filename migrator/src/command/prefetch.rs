@@ -73,7 +73,8 @@ pub(super) fn stop_at_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(report: &Report, json: bool) -> io::Result<()> {
+/// Prints the report on standard output.
+pub(super) fn print(report: &Report, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer(&mut out, report)?;
@@ -85,14 +86,14 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
 }
 
 /// A progress bar on standard error, until it is dropped.
-struct Bar {
+pub(super) struct Bar {
     end: Option<std::sync::mpsc::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Bar {
     /// Shows the bar if standard error is a terminal.
-    fn show(progress: &Arc<Progress>) -> Option<Self> {
+    pub(super) fn show(progress: &Arc<Progress>) -> Option<Self> {
         if !io::stderr().is_terminal() {
             return None;
         }

@@ -1,9 +1,113 @@
-//! `migrator receive`.
+//! `migrator receive`: the other end of `move`.
 
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+
+use super::prefetch::{Bar, options, print};
 use crate::cli::ReceiveArgs;
-use crate::exit::Outcome;
+use crate::destination::check_loopback;
+use crate::exit::{Outcome, Usage};
+use crate::prefetch::{Options, Report};
+use crate::signals::Signals;
+use crate::transfer::{self, Aborted};
 
 /// Runs the command.
-pub(super) fn run(_args: ReceiveArgs) -> anyhow::Result<Outcome> {
-    anyhow::bail!("not built yet")
+pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
+    if let Some(address) = args.listen {
+        check_loopback(address.ip()).map_err(|why| Usage(format!("--listen {address} {why}")))?;
+    } else if io::stdin().is_terminal() {
+        return Err(Usage(
+            "--stdio is what `migrator move --to ssh://` runs; to wait for a source on this \
+             machine, use --listen"
+                .into(),
+        )
+        .into());
+    }
+    let options = options(args.warm)?;
+    let signals = Signals::block()?;
+    let runtime = runtime()?;
+    let received = {
+        let _bar = Bar::show(&options.progress);
+        runtime.block_on(receive(args.listen, options, &signals))
+    };
+    // A thread of tokio's may be in a read of standard input.
+    runtime.shutdown_background();
+
+    match received {
+        Ok(report) => {
+            // Standard output is the source's, and so is the report.
+            if args.listen.is_some() {
+                print(&report, args.json).context("failed to print the report")?;
+            }
+            Ok(outcome(&report))
+        }
+        Err(Aborted { error, so_far }) => {
+            match so_far {
+                Some(report) if args.listen.is_some() => {
+                    print(&report, args.json).context("failed to print the report")?;
+                }
+                Some(report) => eprint!("{report}"),
+                None => {}
+            }
+            Err(error)
+        }
+    }
+}
+
+/// How `move` and `receive` end with such a report.
+pub(super) fn outcome(report: &Report) -> Outcome {
+    match report.is_complete() {
+        true => Outcome::Done,
+        false => Outcome::Incomplete,
+    }
+}
+
+/// A runtime for one connection; one thread of it goes on while the main
+/// thread does something else.
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("failed to start threads")
+}
+
+async fn receive(
+    listen: Option<SocketAddr>,
+    options: Options,
+    signals: &Signals,
+) -> Result<Report, Aborted> {
+    let Some(address) = listen else {
+        let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+        return transfer::receive(input, output, options, signals.came()).await;
+    };
+    let source = tokio::select! {
+        source = accept(address) => source?,
+        ended = signals.came() => {
+            ended?;
+            return Err(anyhow::anyhow!("interrupted before a source came").into());
+        }
+    };
+    let (input, output) = source.into_split();
+    transfer::receive(input, output, options, signals.came()).await
+}
+
+/// Waits for a source; nobody else can connect afterwards.
+async fn accept(address: SocketAddr) -> anyhow::Result<tokio::net::TcpStream> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to listen on {address}"))?;
+    let address = listener
+        .local_addr()
+        .context("failed to learn on which port it listens")?;
+    eprintln!("migrator: listening on {address}");
+    let (stream, _) = listener
+        .accept()
+        .await
+        .with_context(|| format!("failed to accept a source on {address}"))?;
+    Ok(stream)
 }

@@ -1,5 +1,6 @@
 //! `migrator track`: observes, prints as it goes, and writes the list.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -43,10 +44,13 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         if !args.json || due {
             let list = tracker.snapshot(min_heat)?.list;
             if !args.json {
-                shown.print(began.elapsed(), &list)?;
+                heard(shown.print(began.elapsed(), &list))?;
             }
             if let (true, Some(output)) = (due, &args.output) {
-                write(output, &list)?;
+                // The disk may have room again when the observation ends.
+                if let Err(error) = format::write_atomically(output, &list) {
+                    eprintln!("migrator: warning: {error:#}; observing goes on");
+                }
                 saved = Instant::now();
             }
         }
@@ -67,18 +71,31 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     let report = Report::new(&args, &chosen, began.elapsed(), &snapshot);
     // From here on nothing of ours is in the kernel.
     drop(tracker);
-    if let Some(output) = &args.output {
-        write(output, &snapshot.list)?;
-    }
+    let written = match &args.output {
+        Some(output) => format::write_atomically(output, &snapshot.list),
+        None => Ok(()),
+    };
+    // What was seen is worth printing even where it can't be written.
+    let output = args.output.as_deref().filter(|_| written.is_ok());
+    let report = Report { output, ..report };
     let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer(&mut out, &report).context("failed to print the report")?;
-        writeln!(out)?;
-    } else {
-        table(&mut out, &snapshot, args.output.as_deref())?;
-    }
+    heard(match args.json {
+        true => serde_json::to_writer(&mut out, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out)),
+        false => table(&mut out, &snapshot, output),
+    })?;
     warn(&snapshot);
+    written?;
     Ok(Outcome::Done)
+}
+
+/// A reader that has heard enough, as `head` has, is no reason to stop.
+fn heard(printed: io::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("failed to print"),
+    }
 }
 
 /// Whom the arguments mean.
@@ -93,13 +110,16 @@ pub(super) fn target(args: &TargetArgs) -> Target {
 
 /// Starts to observe, and says on stderr with what.
 pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tracker, Chosen)> {
-    let (tracker, chosen) = Tracker::start(target, choice).map_err(|refusal| match refusal {
-        Refusal::NotSupported(_) | Refusal::NotPermitted(_) => anyhow::Error::from(Unsupported(
-            format!("failed to observe: {refusal} (`migrator check` shows what this host can do)"),
-        )),
-        Refusal::Target(error) => anyhow::Error::from(error),
-        Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
-    })?;
+    let (tracker, chosen) =
+        Tracker::start(target, choice.into()).map_err(|refusal| match refusal {
+            Refusal::NotSupported(_) | Refusal::NotPermitted(_) => {
+                anyhow::Error::from(Unsupported(format!(
+                    "failed to observe: {refusal} (`migrator check` shows what this host can do)"
+                )))
+            }
+            Refusal::Target(error) => anyhow::Error::from(error),
+            Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
+        })?;
     for (name, refusal) in &chosen.refused {
         eprintln!("migrator: source {name} is {refusal}");
     }
@@ -132,11 +152,6 @@ fn writable(output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(output: &Path, list: &PageIndexList) -> anyhow::Result<()> {
-    format::write_atomically(output, list)
-        .with_context(|| format!("failed to write the list {}", output.display()))
-}
-
 /// What was printed of each file so far: pages, and pages used again.
 #[derive(Default)]
 struct Shown(HashMap<PathBuf, (u64, u64)>);
@@ -146,7 +161,7 @@ impl Shown {
     fn print(&mut self, at: Duration, list: &PageIndexList) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let mut lines = 0;
-        for file in &list.files {
+        for file in hottest(list) {
             let now = (file.pages(), again(file));
             let before = self.0.insert(file.identity.path.clone(), now);
             if before != Some(now) && lines < LINES {
@@ -164,6 +179,14 @@ impl Shown {
         }
         out.flush()
     }
+}
+
+/// The files in the order in which people ask for them: what is used again and
+/// again, then what is large.
+fn hottest(list: &PageIndexList) -> Vec<&HotFile> {
+    let mut files: Vec<&HotFile> = list.files.iter().collect();
+    files.sort_by_cached_key(|file| Reverse((again(file), file.pages())));
+    files
 }
 
 /// How many pages of a file were used more than once.
@@ -185,9 +208,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io
         "{:>10}  {:>10}  {:>10}  FILE",
         "PAGES", "SIZE", "USED AGAIN"
     )?;
-    let mut hottest: Vec<&HotFile> = list.files.iter().collect();
-    hottest.sort_by_key(|file| std::cmp::Reverse((again(file), file.pages())));
-    for file in hottest.iter().take(TABLE) {
+    for file in hottest(list).into_iter().take(TABLE) {
         let (pages, path) = (file.pages(), file.identity.path.display());
         writeln!(
             out,
@@ -220,7 +241,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io
 }
 
 /// Nothing is lost in silence.
-fn warn(snapshot: &Snapshot) {
+pub(super) fn warn(snapshot: &Snapshot) {
     let counters = &snapshot.counters;
     for (count, what) in [
         (
@@ -324,7 +345,7 @@ impl<'a> Report<'a> {
                 files: snapshot.counters.files_lost,
                 forgotten_pages: snapshot.forgotten,
             },
-            output: args.output.as_deref(),
+            output: None,
         }
     }
 }

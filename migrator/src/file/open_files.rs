@@ -1,13 +1,11 @@
 //! What a process has open: `/proc/PID/fd`, `/proc/PID/maps`, `/proc/PID/exe`.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::Device;
+use super::{Device, maps};
 
 /// A file that a process has open or mapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,35 +62,17 @@ pub fn mount_id(process: &Path, fd: i32) -> io::Result<i32> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Parses `maps`: each file once, by its first mapping.
+/// Each mapped file once, by its first mapping.
 fn mapped(maps: &[u8], map_files: &Path) -> Vec<OpenFile> {
     let mut seen = HashSet::new();
-    maps.split(|&byte| byte == b'\n')
-        .filter_map(|line| {
-            let (range, device, inode, path) = mapping(line)?;
-            if inode == 0 || !seen.insert((device, inode)) {
-                return None;
-            }
-            Some(OpenFile {
-                link: map_files.join(range),
-                fd: None,
-                mapping: Some((device, inode, path)),
-            })
+    maps::parse(maps)
+        .filter(|mapping| seen.insert((mapping.device, mapping.inode)))
+        .map(|mapping| OpenFile {
+            link: map_files.join(mapping.name()),
+            fd: None,
+            mapping: Some((mapping.device, mapping.inode, mapping.path)),
         })
         .collect()
-}
-
-/// `560a18cb4000-560a18cb6000 r--p 00000000 fe:00 247282    /usr/bin/head`
-fn mapping(line: &[u8]) -> Option<(&str, Device, u64, PathBuf)> {
-    let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let mut text = || std::str::from_utf8(fields.next()?).ok();
-    let range = text()?;
-    let _permissions = text()?;
-    let _offset = text()?;
-    let device = Device::parse(text()?, 16)?;
-    let inode = text()?.parse().ok()?;
-    let path = fields.next().unwrap_or_default().trim_ascii_start();
-    Some((range, device, inode, OsStr::from_bytes(path).into()))
 }
 
 #[cfg(test)]

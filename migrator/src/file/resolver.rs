@@ -11,6 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::by_number::{self, Subvolumes};
 use super::handle::Handle;
+use super::maps::Mapping;
 use super::mountinfo::{Mount, MountTable};
 use super::open_files::{self, OpenFile};
 use super::search::Search;
@@ -95,6 +96,12 @@ impl Resolver {
             self.note_directory(&process);
         }
         observation
+    }
+
+    /// The inode of a mapping of a process that was observed.
+    pub fn mapped(&self, mapping: &Mapping) -> Option<InodeKey> {
+        let looks = (mapping.device, mapping.inode, mapping.path.clone());
+        self.seen.get(&looks).copied()
     }
 
     /// Where the file is on this host, with size and mtime as they are now.

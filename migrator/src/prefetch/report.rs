@@ -197,7 +197,9 @@ impl fmt::Display for Report {
             writeln!(f, "{}: {}", printable(path), printable(detail))?;
         }
         let named = self.files.len() as u64;
-        let all: u64 = self.skipped.iter().map(|skipped| skipped.files).sum();
+        // Another host's numbers may be anything.
+        let files = self.skipped.iter().map(|skipped| skipped.files);
+        let all = files.fold(0, u64::saturating_add);
         if all > named {
             writeln!(f, "and {} more", all - named)?;
         }

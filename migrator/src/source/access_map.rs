@@ -154,4 +154,21 @@ impl ProcessTable {
         let wanted = unsafe { AtomicU8::from_ptr(&raw mut (*page).wanted[process % PROCESS_PAGE]) };
         wanted.swap(1, Ordering::SeqCst) == 0
     }
+
+    /// The processes that are observed, ended ones that nobody waited for
+    /// included.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        let mut found = Vec::new();
+        for index in 0..self.0.count {
+            let page = self.0.entry(index);
+            for slot in 0..PROCESS_PAGE {
+                // SAFETY: one byte, which the programs write as one byte too.
+                let wanted = unsafe { AtomicU8::from_ptr(&raw mut (*page).wanted[slot]) };
+                if wanted.load(Ordering::Relaxed) != 0 {
+                    found.push((index * PROCESS_PAGE + slot) as u32);
+                }
+            }
+        }
+        found
+    }
 }

@@ -161,6 +161,16 @@ impl EbpfSource {
         sum
     }
 
+    /// The processes that are observed one by one. Those whose parent has
+    /// ended are among them, which /proc does not tell any more.
+    pub fn processes(&self) -> Vec<i32> {
+        let table = self.processes.iter();
+        table
+            .flat_map(|table| table.processes())
+            .map(|process| process as i32)
+            .collect()
+    }
+
     /// Observes the target's processes that are not observed yet. Forks are
     /// followed in the kernel; this finds those that join a cgroup.
     ///

@@ -279,19 +279,6 @@ pub fn drain_batches() -> bool {
     result == 0
 }
 
-/// Whether the multi-generational LRU is on (`sys_root` is `/sys`): then the
-/// active flag means nothing, and the referenced flag goes when pages age.
-pub fn lru_gen_enabled(sys_root: &Path) -> bool {
-    fs::read_to_string(sys_root.join("kernel/mm/lru_gen/enabled"))
-        .ok()
-        .and_then(|text| {
-            let digits = text.trim().trim_start_matches("0x").to_owned();
-            u32::from_str_radix(&digits, 16).ok()
-        })
-        // The other bits choose how it walks page tables.
-        .is_some_and(|features| features & 1 != 0)
-}
-
 fn state(flags: u64) -> PageState {
     PageState {
         referenced: flags & REFERENCED != 0,
@@ -435,24 +422,6 @@ impl Drop for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lru_gen_is_on_when_its_lowest_bit_is_set() {
-        let sys = tempfile::tempdir().expect("a directory");
-        assert!(!lru_gen_enabled(sys.path()), "not there");
-        let dir = sys.path().join("kernel/mm/lru_gen");
-        fs::create_dir_all(&dir).expect("directories");
-        for (text, enabled) in [
-            ("0x0007\n", true),
-            ("0x0001\n", true),
-            ("0x0000\n", false),
-            ("0x0006\n", false),
-            ("y\n", false),
-        ] {
-            fs::write(dir.join("enabled"), text).expect("a file");
-            assert_eq!(lru_gen_enabled(sys.path()), enabled, "{text}");
-        }
-    }
 
     #[test]
     fn what_is_not_there_is_not_supported() {

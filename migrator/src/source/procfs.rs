@@ -19,10 +19,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use super::Refusal;
-use super::pageflags::{
-    PageFlags, PageFlagsError, PageState, StateRun, drain_batches, lru_gen_enabled,
-};
+use super::pageflags::{PageFlags, PageFlagsError, PageState, StateRun, drain_batches};
 use crate::file::{Resolver, Unresolved};
+use crate::kernel::lru_gen_enabled;
 use crate::pagelist::{FileIdentity, Heat, HotFile, Run};
 use crate::target::{Target, TargetError};
 
