@@ -4,6 +4,14 @@
 //!
 //! `cargo xtask test` runs the tests, as root and one at a time.
 
+pub mod mapped;
+pub mod mount;
+pub mod random;
+pub mod reader;
+pub mod score;
+pub mod strace;
+pub mod track;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -20,6 +28,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::unistd::{Pid, geteuid};
 use tempfile::TempDir;
+
+use random::Random;
 
 /// Bytes of a page on the machines that the tests run on; [`resident`] checks
 /// it against the kernel's.
@@ -131,16 +141,12 @@ impl Default for Scratch {
 /// What a page of a [`Scratch::file`] holds: the same in every run, another
 /// at every page index, and nothing that a file system could compress.
 pub fn page(index: u64) -> [u8; PAGE_SIZE] {
-    // splitmix64 (Steele, Lea, Flood 2014), begun at a place of its own for
-    // every page: consecutive states of one page never meet those of another.
-    let mut state = index.wrapping_mul((PAGE_SIZE / 8) as u64);
+    // Begun at a place of its own for every page: the numbers of one page
+    // never meet those of another.
+    let mut numbers = Random::new(index.wrapping_mul((PAGE_SIZE / 8) as u64));
     let mut bytes = [0; PAGE_SIZE];
     for word in bytes.chunks_exact_mut(8) {
-        state = state.wrapping_add(1);
-        let mut mixed = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes());
+        word.copy_from_slice(&numbers.next().to_le_bytes());
     }
     bytes
 }
