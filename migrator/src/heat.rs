@@ -92,6 +92,22 @@ impl HeatMap {
         }
     }
 
+    /// The same for pages of which it is not known when they were used: those
+    /// that are known already are left as they are.
+    pub fn mark_unknown(&mut self, file: FileId, chunk: u32, bits: &ChunkBits) {
+        let mut bits = *bits;
+        let known = self.files.get(&file).and_then(|chunks| chunks.get(&chunk));
+        if let Some(known) = known {
+            let first = usize::from(known.first);
+            let used = known.pages.iter().enumerate();
+            for (n, _) in used.filter(|(_, history)| **history != 0) {
+                let page = first + n;
+                bits.words[page / 64].used &= !(1 << (page % 64));
+            }
+        }
+        self.mark(file, chunk, &bits);
+    }
+
     /// Begins the next epoch, and forgets the pages that were not used for the
     /// longest time where more are remembered than [`PAGES_MAX`].
     pub fn next_epoch(&mut self) {
@@ -287,6 +303,17 @@ mod tests {
         map.mark(FILE, 0, &bits(&[1], &[]));
         map.mark(FILE, 0, &bits(&[1], &[]));
         assert_eq!(heats(&map), [(1, 2)]);
+    }
+
+    #[test]
+    fn what_is_known_is_not_marked_as_unknown() {
+        let mut map = HeatMap::default();
+        map.mark(FILE, 0, &bits(&[3, 70], &[70]));
+        for _ in 0..3 {
+            map.next_epoch();
+            map.mark_unknown(FILE, 0, &bits(&[2, 3, 70, 71, 511], &[]));
+        }
+        assert_eq!(heats(&map), [(2, 1), (3, 1), (70, 2), (71, 1), (511, 1)]);
     }
 
     #[test]

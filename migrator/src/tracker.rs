@@ -28,6 +28,9 @@ const EVENTS_AT_ONCE: usize = 256;
 /// and for what is printed of it.
 const FRESH: Duration = Duration::from_millis(100);
 
+/// The same for a look at the processes, which is to miss nothing at the end.
+const JUST_NOW: Duration = Duration::from_millis(2);
+
 /// A target under observation.
 pub struct Tracker {
     source: Source,
@@ -42,6 +45,8 @@ pub struct Tracker {
     sampled: BTreeMap<(u64, u64), HotFile>,
     unsampled: BTreeMap<Reason, u64>,
     sampled_at: Option<Instant>,
+    /// When the processes' open and mapped files were looked at.
+    looked_at: Option<Instant>,
 }
 
 /// What is known at one moment.
@@ -98,9 +103,9 @@ impl Tracker {
             sampled: BTreeMap::new(),
             unsampled: BTreeMap::new(),
             sampled_at: None,
+            looked_at: None,
         };
-        tracker.look_at_processes();
-        tracker.mark_mapped();
+        tracker.look_at_processes(true);
         Ok((tracker, chosen))
     }
 
@@ -180,7 +185,7 @@ impl Tracker {
             Source::Ebpf(_) => {
                 self.collect()?;
                 self.heat.next_epoch();
-                self.look_at_processes();
+                self.look_at_processes(false);
                 Ok(())
             }
             Source::Procfs(_) => self.sample(),
@@ -194,6 +199,9 @@ impl Tracker {
     pub fn snapshot(&mut self, min_heat: Heat) -> anyhow::Result<Snapshot> {
         let mut snapshot = match &self.source {
             Source::Ebpf(_) => {
+                if self.looked_at.is_none_or(|at| at.elapsed() >= JUST_NOW) {
+                    self.look_at_processes(false);
+                }
                 self.collect()?;
                 self.observed(min_heat)
             }
@@ -210,16 +218,17 @@ impl Tracker {
         Ok(snapshot)
     }
 
-    /// Marks what is mapped already, which causes no access to be seen.
-    fn mark_mapped(&mut self) {
-        let Source::Ebpf(_) = &self.source else {
-            return;
-        };
+    /// Marks what is mapped and has caused no access to be seen. From the
+    /// beginning that may be anything; later only folios of which one fault
+    /// maps all 2 MiB, so that most page tables need not be read again.
+    fn mark_mapped(&mut self, processes: &[i32], from_the_beginning: bool) {
         // Gathered first: what many processes map is used once so far.
         let mut found: BTreeMap<(FileId, u32), ChunkBits> = BTreeMap::new();
-        let processes = self.target.processes(Path::new(PROC));
-        for process in processes.unwrap_or_default() {
+        for process in processes {
             let directory = Path::new(PROC).join(process.to_string());
+            if !from_the_beginning && !mapped::has_huge_folios(&directory).unwrap_or(false) {
+                continue;
+            }
             // A process that is gone by now has nothing mapped.
             let _ = mapped::each(&directory, kernel::page_size(), |mapping, pages| {
                 if let Some(key) = self.resolver.mapped(mapping) {
@@ -232,7 +241,7 @@ impl Tracker {
             });
         }
         for ((file, chunk), bits) in found {
-            self.heat.mark(file, chunk, &bits);
+            self.heat.mark_unknown(file, chunk, &bits);
         }
     }
 
@@ -316,8 +325,9 @@ impl Tracker {
         Ok(())
     }
 
-    /// Finds processes that joined, and remembers what all of them have open.
-    fn look_at_processes(&mut self) {
+    /// Finds processes that joined, and remembers what all of them have open
+    /// and mapped.
+    fn look_at_processes(&mut self, from_the_beginning: bool) {
         if let Source::Ebpf(source) = &self.source {
             // A target that is gone is `is_alive`'s to tell.
             let _ = source.refresh();
@@ -328,7 +338,11 @@ impl Tracker {
             processes.sort_unstable();
             processes.dedup();
         }
-        self.resolver.observe(processes);
+        self.resolver.observe(processes.iter().copied());
+        if matches!(self.source, Source::Ebpf(_)) {
+            self.mark_mapped(&processes, from_the_beginning);
+            self.looked_at = Some(Instant::now());
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! Pages that a process has mapped already when it begins to be observed.
+//! Pages that a process has mapped without an event.
 //!
 //! Touching a page that stands in the page table causes no event, so the hooks
-//! never see a database that lives in a mapping and was warm before. The page
-//! table itself tells, through `/proc/PID/pagemap`
+//! never see a database that lives in a mapping and was warm before. Neither
+//! do they see that a folio as large as a page table (2 MiB) is mapped at once
+//! (`filemap_map_pmd`). The page table itself tells, through `/proc/PID/pagemap`
 //! (Documentation/admin-guide/mm/pagemap.rst). It holds what fault-around
 //! mapped beside what was touched, as the fault hooks do.
 
@@ -56,6 +57,20 @@ pub fn each(
     Ok(())
 }
 
+/// Whether a process maps folios that are as large as a page table.
+///
+/// # Errors
+/// The process is gone, or its page table may not be seen. Kernels before 4.14
+/// have no `smaps_rollup`.
+pub fn has_huge_folios(process: &Path) -> io::Result<bool> {
+    let rollup = fs::read_to_string(process.join("smaps_rollup"))?;
+    // FilePmdMapped:     24576 kB
+    let size = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("FilePmdMapped:"));
+    Ok(size.is_some_and(|size| size.trim() != "0 kB"))
+}
+
 /// The runs of pages that are present, where the first entry is for `first`.
 fn present(entries: &[u8], first: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
@@ -72,8 +87,19 @@ fn present(entries: &[u8], first: u64) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_folios_are_those_mapped_by_a_pmd() {
+        let process = tempfile::tempdir().unwrap();
+        for (size, huge) in [("       0 kB", false), ("   24576 kB", true)] {
+            let rollup = format!("0-1 ---p 0 00:00 0 [rollup]\nRss: 9 kB\nFilePmdMapped: {size}\n");
+            fs::write(process.path().join("smaps_rollup"), rollup).unwrap();
+            assert_eq!(has_huge_folios(process.path()).unwrap(), huge);
+        }
+    }
 
     #[test]
     fn private_copies_and_absent_pages_are_no_pages_of_the_file() {
