@@ -108,6 +108,8 @@ pub struct Cursor {
     pub last: u64,
     /// The page after the last one marked for this request.
     pub marked: u64,
+    /// Pages of the request.
+    pub length: u64,
 }
 
 /// Entries of the array of [`Cursor`]s; a power of two.

@@ -73,8 +73,20 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: 
                 // SAFETY: as above.
                 unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
             } else {
+                // The kernel does not tell of the cached beginning of a read
+                // that runs into a page on its way from the disk. Where the
+                // read ends one buffer behind the one before, it also began
+                // where that one ended.
+                let next = cursor.last + 1;
+                let buffer_end = (cursor.last + cursor.length).min(pages.wrapping_sub(1));
+                if kind == Again::Request && index > next && last == buffer_end {
+                    first = next;
+                }
                 quiet = index == cursor.last;
+                cursor.length = last - first + 1;
             }
+        } else {
+            cursor.length = last - first + 1;
         }
         cursor.owner = owner;
         cursor.index = index;
