@@ -177,10 +177,7 @@ fn map(maps: &[Mapping], list: &mut PageIndexList) -> anyhow::Result<()> {
 /// Half a hot page cache is of little use, so an interrupted move stops,
 /// where an interrupted `track` ends with what it has.
 fn interruption(ended: anyhow::Result<()>) -> anyhow::Error {
-    ended.map_or_else(
-        |error| error,
-        |()| anyhow!("interrupted at the source: the page cache was not moved"),
-    )
+    ended.map_or_else(|error| error, |()| anyhow!("interrupted at the source"))
 }
 
 fn print(moved: &Moved) -> io::Result<()> {

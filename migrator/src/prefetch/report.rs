@@ -141,6 +141,9 @@ impl Report {
     }
 }
 
+/// So many files that were skipped are named to people; JSON names more.
+const NAMED: usize = 10;
+
 /// The report for people: a few aligned lines.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -192,11 +195,11 @@ impl fmt::Display for Report {
                 if self.dry_run { "would be" } else { "were" },
             )?;
         }
-        for SkippedFile { path, detail, .. } in &self.files {
+        for SkippedFile { path, detail, .. } in self.files.iter().take(NAMED) {
             // A hostile list's path must not steer the terminal.
             writeln!(f, "{}: {}", printable(path), printable(detail))?;
         }
-        let named = self.files.len() as u64;
+        let named = self.files.len().min(NAMED) as u64;
         // Another host's numbers may be anything.
         let files = self.skipped.iter().map(|skipped| skipped.files);
         let all = files.fold(0, u64::saturating_add);

@@ -137,31 +137,31 @@ impl Far {
             Fault::Closed | Fault::Io(_) => self.end().await,
             _ => None,
         };
-        let code = status.and_then(|status| status.code());
         let Some((login, status)) = self.login.as_ref().zip(status) else {
             return anyhow!("{self} {fault}");
         };
         let Login {
             rsh, remote_path, ..
         } = login;
-        match code {
-            // What a shell says (POSIX, 2.8.2), and what ssh(1) says of itself.
+        // 126 and 127 are what a shell says (POSIX, 2.8.2), 255 what ssh(1)
+        // says of itself.
+        match status.code() {
             Some(127) if !said_hello => anyhow!(
                 "{self} has no program {remote_path}: install migrator there, or say where it is \
                  with --remote-path"
             ),
             Some(126) if !said_hello => {
-                anyhow!("{self} can't run {remote_path}: it is there, but not a program for it")
+                anyhow!("{self} can't run {remote_path}: it is there, but no program for that host")
             }
             Some(255) if !said_hello => {
-                anyhow!("failed to reach {self}: {rsh} ended with {status} and says why above")
+                anyhow!("failed to reach {self}: {rsh} says why above ({status})")
             }
-            Some(255) => anyhow!("{self} {fault}: {rsh} ended with {status}"),
+            Some(255) => anyhow!("{self} {fault}: {rsh} says why above ({status})"),
             _ if !said_hello => anyhow!(
-                "{self} {fault} before it said hello: {rsh} {remote_path} ended with {status}; \
-                 is it a migrator?"
+                "{self} {fault} before it said hello: `{rsh} ... {remote_path} receive --stdio` \
+                 ended ({status})"
             ),
-            _ => anyhow!("{self} {fault}: migrator ended there with {status}"),
+            _ => anyhow!("{self} {fault}: `migrator receive` ended there ({status})"),
         }
     }
 

@@ -27,12 +27,14 @@ use crate::protocol::{Fault, HELLO_TIME, Hello, Message, PROGRESS_EVERY, Role, S
 /// file in the report. So many take 1 MiB.
 const PIECE: usize = 1 << 16;
 
-/// So many pieces wait until the readers have room.
-const WAITING: usize = 16;
+/// So many pieces wait until the readers have room. At worst they take
+/// 160 MiB, with a list that was made for it: a frame adds up to 16,384 runs
+/// to a piece that is almost full.
+const WAITING: usize = 128;
 
-/// What has come by then is planned together, hottest first; up to so many
-/// files and runs.
-const TOGETHER: (usize, usize) = (64, 4 * PIECE);
+/// What has come by then is planned together, hottest first, and looked at by
+/// several threads; up to so many runs.
+const TOGETHER: usize = 4 * PIECE;
 
 /// How long a prefetch may take to end when it is told to; the session leaves
 /// behind what hangs in a read before that.
@@ -293,8 +295,8 @@ fn together(arrived: &Receiver<HotFile>) -> Option<Vec<HotFile>> {
     let first = arrived.recv().ok()?;
     let mut runs = first.runs.len();
     let mut files = vec![first];
-    while files.len() < TOGETHER.0
-        && runs < TOGETHER.1
+    while files.len() < WAITING
+        && runs < TOGETHER
         && let Ok(next) = arrived.try_recv()
     {
         runs += next.runs.len();
