@@ -53,6 +53,7 @@ impl EbpfSource {
                 "not built into this binary: build it with `cargo xtask build`".into(),
             )
         })?;
+        in_first_pid_namespace(Path::new(PROC))?;
         let btf = Btf::read(Path::new(BTF))
             .map_err(|error| failure("read the kernel's types (CONFIG_DEBUG_INFO_BTF)", &error))?;
         if hooks::seeing(&btf, Sees::Reads).is_empty() {
@@ -231,6 +232,23 @@ impl AsFd for EbpfSource {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
+}
+
+/// The programs know processes by the numbers of the initial pid namespace; in
+/// another one the same numbers mean other processes.
+fn in_first_pid_namespace(proc_root: &Path) -> Result<(), Refusal> {
+    // PID_NS_INIT_INO (linux/nsfs.h), the same since Linux 3.8.
+    const INITIAL: u64 = 0xefff_fffc;
+    let namespace = std::fs::metadata(proc_root.join("self/ns/pid"))
+        .map_err(|error| failure("find out about the pid namespace", &error))?;
+    if namespace.ino() != INITIAL {
+        return Err(Refusal::NotSupported(
+            "migrator runs in a pid namespace of its own: run it on the host, or in a container \
+             that shares the host's pid namespace"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Chunks on one side of the access map: twice what a page cache as large as
