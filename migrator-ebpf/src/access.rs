@@ -75,8 +75,8 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: 
             } else {
                 // The kernel does not tell of the cached beginning of a read
                 // that runs into a page on its way from the disk. Where the
-                // read ends one buffer behind the one before, it also began
-                // where that one ended.
+                // read ends just one buffer behind the one before, it also
+                // began where that one ended.
                 let next = cursor.last + 1;
                 let buffer_end = (cursor.last + cursor.length).min(pages.wrapping_sub(1));
                 if kind == Again::Request && index > next && last == buffer_end {

@@ -704,9 +704,12 @@ fn what_migrator_itself_does_is_not_listed() {
         Score::new(&tracked.pages(&path), &(10..20).collect()).assert_exact(target[0]);
         let program = migrator_tests::binary();
         assert!(tracked.file(&program).is_none(), "{}", tracked.report);
-        // Its list is a new file each time; those before are deleted.
+        // Its list is a new file each time; those before are deleted. Others
+        // on this host may delete files too.
         assert_eq!(tracked.pages(&output), BTreeSet::new());
-        assert_eq!(tracked.left_out("deleted"), 0, "{}", tracked.report);
+        if target != ["--all"] {
+            assert_eq!(tracked.left_out("deleted"), 0, "{}", tracked.report);
+        }
     }
 }
 
