@@ -1,5 +1,6 @@
 //! A running guest, and how it is told what to do.
 
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -132,8 +133,11 @@ impl Host {
     /// When ssh can't be started. How the shell ends is the person's business.
     pub fn interact(&self, command: Option<&str>) -> Result<()> {
         let mut ssh = ssh(&self.directory);
-        if command.is_none() {
+        if io::stdin().is_terminal() {
             ssh.arg("-t");
+        } else {
+            // The rest of our input is the next orders.
+            ssh.stdin(Stdio::null());
         }
         ssh.arg(self.name())
             .args(command)

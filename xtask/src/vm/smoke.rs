@@ -1,9 +1,11 @@
 //! Whether the hosts can do what is asked of them: files, CRIU, migrator.
 
+use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
 
 use super::{Host, Hosts, SHARED};
 
@@ -18,8 +20,7 @@ const STEPS: &[Step] = &[
     ("criu dump", dump),
     ("images to the destination", send_images),
     ("criu restore", restore),
-    ("migrator check on both", migrator_check),
-    ("migrator track of what was restored", track),
+    ("migrator check on both, track", check_and_track),
 ];
 
 /// Where a dump's images are, on either host.
@@ -92,8 +93,8 @@ fn network(hosts: &Hosts) -> Result<String> {
         .run("ping -c 5 -i 0.2 -q destination | tail -n 1")?;
     let mut sink = hosts.destination.spawn("nc -l 7000 >/dev/null")?;
     let sent = hosts.source.run(
-        "until dd if=/dev/zero bs=1M count=100 2>/tmp/dd | nc -N destination 7000; do sleep 0.1; done
-         tail -n 1 /tmp/dd",
+        "until bash -c 'dd if=/dev/zero bs=1M count=100 2>/tmp/dd >/dev/tcp/destination/7000'
+         do sleep 0.1; done 2>/dev/null; tail -n 1 /tmp/dd",
     )?;
     let status = sink.wait()?;
     if !status.success() {
@@ -109,22 +110,39 @@ fn criu_check(hosts: &Hosts) -> Result<String> {
     hosts.source.run("uname -r; criu --version | head -1")
 }
 
-/// On both at once: without KVM the kernel takes minutes to verify programs.
-fn migrator_check(hosts: &Hosts) -> Result<String> {
-    let limit = Duration::from_secs(900);
-    let check = |host: &Host| host.output("migrator check", limit);
+/// The check on both at once, for without KVM the kernel may take minutes to
+/// verify programs. Then the first source that it calls usable follows the
+/// restored reader.
+fn check_and_track(hosts: &Hosts) -> Result<String> {
+    let check = |host: &Host| host.output("migrator check --json", Duration::from_secs(900));
     let (there, here) = thread::scope(|scope| {
         let there = scope.spawn(|| check(&hosts.destination));
         let here = check(&hosts.source);
         (there.join(), here)
     });
     let there = there.map_err(|_| anyhow!("the thread for the destination panicked"))??;
-    for output in [&there, &here?] {
-        if !output.status.success() {
-            bail!("{}", String::from_utf8_lossy(&output.stderr));
-        }
+    let there = first_usable(&there)?;
+    let here = first_usable(&here?)?;
+    if there != here {
+        bail!("the source would use {here}, the destination {there}, on the same kernel");
     }
-    Ok(String::from_utf8_lossy(&there.stdout).into_owned())
+    hosts.destination.run(&format!(
+        "migrator track --source {there} --pid $(pgrep -x reader) --for 3s \
+         --output /tmp/reader.hot 2>&1"
+    ))
+}
+
+/// The source that `migrator check --json` would take.
+fn first_usable(check: &Output) -> Result<String> {
+    let said = || String::from_utf8_lossy(&check.stderr).into_owned();
+    let report: Value = serde_json::from_slice(&check.stdout).with_context(said)?;
+    report["sources"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|source| source["usable"] == true)
+        .and_then(|source| Some(source["name"].as_str()?.to_owned()))
+        .with_context(|| format!("migrator check finds no usable source: {report}"))
 }
 
 fn start_reader(hosts: &Hosts) -> Result<String> {
@@ -134,20 +152,6 @@ fn start_reader(hosts: &Hosts) -> Result<String> {
     ))?;
     wait_for_progress(&hosts.source)?;
     hosts.source.run("ps -o pid,args -p $(cat /tmp/reader.pid)")
-}
-
-/// With the source that sees most, and if there is something against it with
-/// the next. Both are named in what it says.
-fn track(hosts: &Hosts) -> Result<String> {
-    let output = hosts.destination.output(
-        "migrator track --pid $(pgrep -f /vm/reader) --for 3s --output /tmp/reader.hot 2>&1",
-        Duration::from_secs(900),
-    )?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("{said}");
-    }
-    Ok(said)
 }
 
 fn dump(hosts: &Hosts) -> Result<String> {
