@@ -160,11 +160,16 @@ fn make(suite: &str, package: &str, cache: &Path, into: &Path) -> Result<()> {
     fs::create_dir_all(boot.join("modules"))?;
     copy_boot_modules(&modules.join("lib/modules").join(&release), &boot)?;
     fs::copy(busybox(cache)?, boot.join("bin/busybox")).context("failed to copy busybox")?;
-    fs::rename(
+    // Packages of before Linux 7 have it in /boot, later ones with the modules.
+    let image = [
         files.join("boot").join(format!("vmlinuz-{release}")),
-        into.join("vmlinuz"),
-    )
-    .context("the package has no kernel in /boot")?;
+        modules.join("lib/modules").join(&release).join("vmlinuz"),
+    ]
+    .into_iter()
+    .find(|place| place.exists())
+    .context("the package has no kernel")?;
+    fs::copy(&image, into.join("vmlinuz"))
+        .with_context(|| format!("failed to copy {}", image.display()))?;
     image::remove(&files)?;
     image::remove(&modules)
 }
