@@ -1,44 +1,7 @@
-//! `cargo xtask`: builds and tests migrator.
-
-mod build;
-mod command;
-mod packages;
-mod test;
-mod toolchain;
-mod workspace;
+//! `cargo xtask`: see the library.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use workspace::Workspace;
-
-/// Builds and tests migrator.
-#[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Debug, Subcommand)]
-enum Task {
-    /// Build the eBPF object and the static migrator that embeds it, into target/dist.
-    Build,
-    /// Run every check and test; those on the running kernel need root.
-    Test(test::Args),
-}
-
 fn main() -> ExitCode {
-    let task = Cli::parse().task;
-    let result = Workspace::find().and_then(|workspace| match task {
-        Task::Build => build::run(&workspace),
-        Task::Test(args) => test::run(&workspace, &args),
-    });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cargo xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    xtask::main()
 }

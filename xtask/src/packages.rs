@@ -22,13 +22,39 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("strace", "strace"),
 ];
 
+/// Programs that make and run the test hosts.
+const FOR_HOSTS: &[(&str, &str)] = &[
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("mke2fs", "e2fsprogs"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
+    ("socat", "socat"),
+    ("ssh", "openssh-client"),
+    ("timeout", "coreutils"),
+    ("xz", "xz-utils"),
+];
+
 /// Installs the packages whose programs the tests would miss. No service is
 /// started.
 ///
 /// # Errors
 /// When they can't be installed; says which are missing and how to get them.
 pub(crate) fn install_for_tests() -> Result<()> {
-    let missing: Vec<_> = FOR_TESTS
+    install_missing(FOR_TESTS)
+}
+
+/// The same for the test hosts.
+///
+/// # Errors
+/// As above.
+pub(crate) fn install_for_hosts() -> Result<()> {
+    install_missing(FOR_HOSTS)
+}
+
+fn install_missing(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = programs
         .iter()
         .filter(|(program, _)| command::find(program).is_none())
         .map(|(_, package)| *package)
@@ -39,7 +65,7 @@ pub(crate) fn install_for_tests() -> Result<()> {
     let install = format!("apt-get install {}", missing.join(" "));
     if !is_root() || command::find("apt-get").is_none() {
         bail!(
-            "the tests need the programs of these Debian packages: {}; as root on Debian: {install}",
+            "programs of these Debian packages are missing: {}; as root on Debian: {install}",
             missing.join(", "),
         );
     }
@@ -47,7 +73,7 @@ pub(crate) fn install_for_tests() -> Result<()> {
     let _no_services = NoServices::begin(Path::new("/usr/sbin/policy-rc.d"))?;
     with_fresh_lists(|| {
         command::output(
-            apt_get()
+            apt("apt-get")
                 .args(["install", "--yes", "--no-install-recommends"])
                 .args(&missing),
         )
@@ -64,7 +90,7 @@ pub(crate) fn install_for_tests() -> Result<()> {
 pub(crate) fn download(names: &[&str], libraries: &[&str], into: &Path) -> Result<()> {
     with_fresh_lists(|| {
         let plan = command::output(
-            apt_get()
+            apt("apt-get")
                 .args(["install", "--simulate", "--no-install-recommends"])
                 .args(libraries),
         )?;
@@ -72,7 +98,7 @@ pub(crate) fn download(names: &[&str], libraries: &[&str], into: &Path) -> Resul
         all.extend(names);
         all.sort_unstable();
         all.dedup();
-        command::output(apt_get().arg("download").args(all).current_dir(into))
+        command::output(apt("apt-get").arg("download").args(all).current_dir(into))
     })?;
     Ok(())
 }
@@ -116,7 +142,7 @@ fn with_fresh_lists(attempt: impl Fn() -> Result<String>) -> Result<String> {
         );
     }
     println!("Updating apt's package lists");
-    command::output(apt_get().arg("update"))?;
+    command::output(apt("apt-get").arg("update"))?;
     attempt()
 }
 
@@ -133,10 +159,10 @@ fn lists_are_stale(error: &str) -> bool {
     .any(|complaint| error.contains(complaint))
 }
 
-/// apt-get without questions. As root it drops to a user that can't write
-/// into our directories and warns; so it does not.
-fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
+/// One of apt's programs, without questions. As root it drops to a user that
+/// can't write into our directories and warns; so it does not.
+pub(crate) fn apt(program: &str) -> Command {
+    let mut command = Command::new(program);
     command
         .args(["-qq", "-o", "APT::Sandbox::User=root"])
         .env("DEBIAN_FRONTEND", "noninteractive")

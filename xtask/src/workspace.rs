@@ -45,6 +45,11 @@ impl Workspace {
         self.root.join("migrator-ebpf")
     }
 
+    /// What runs inside the virtual machines.
+    pub(crate) fn guests(&self) -> PathBuf {
+        self.root.join("tests/vm")
+    }
+
     /// The cargo that runs this task, at the top of the tree.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(cargo());

@@ -1,0 +1,52 @@
+//! `cargo xtask`: builds and tests migrator, and brings up hosts to try it on.
+//!
+//! It is a library beside the program so that tests can have the hosts, too.
+
+mod build;
+mod command;
+mod packages;
+mod suite;
+mod test;
+mod toolchain;
+pub mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use workspace::Workspace;
+
+/// Builds and tests migrator.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the eBPF object and the static migrator that embeds it, into target/dist.
+    Build,
+    /// Run every check and test; those on the running kernel need root.
+    Test(test::Args),
+    /// Bring up three virtual machines: an NFS server and two of its clients.
+    Vm(vm::Args),
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let task = Cli::parse().task;
+    let result = Workspace::find().and_then(|workspace| match task {
+        Task::Build => build::run(&workspace),
+        Task::Test(args) => test::run(&workspace, &args),
+        Task::Vm(args) => vm::run(&workspace, &args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

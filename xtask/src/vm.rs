@@ -1,0 +1,271 @@
+//! Test hosts: three virtual machines of Debian packages.
+//!
+//! `storage` serves files over NFS 4.2; `source` and `destination` mount them at
+//! [`SHARED`] and have CRIU, podman, runc, crun and migrator. They see each
+//! other on a network of their own, and nothing else.
+
+mod console;
+mod host;
+mod image;
+mod kernel;
+mod machine;
+mod network;
+mod process;
+mod smoke;
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+pub use host::Host;
+pub use network::Link;
+
+use crate::workspace::Workspace;
+use crate::{build, command, packages};
+use kernel::Kernel;
+use machine::{Accelerator, Disk, Machine, Plan};
+use network::{DESTINATION, SOURCE, STORAGE, Seat};
+
+/// Where the clients mount what the storage serves.
+pub const SHARED: &str = "/mnt/shared";
+
+/// How long a guest may take to boot under KVM.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// What the hosts shall be.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The guests' kernel: 5.10, 6.1, 6.12, newest, a Debian suite, or SUITE:PACKAGE
+    #[arg(long, default_value = "6.12")]
+    pub kernel: String,
+    /// Memory of each guest in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1280)]
+    pub memory: u32,
+    /// The network between them.
+    #[command(flatten)]
+    pub link: Link,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kernel: "6.12".into(),
+            memory: 1280,
+            link: Link::default(),
+        }
+    }
+}
+
+/// Three running hosts. They end when this is dropped, and when the program
+/// ends in whatever way.
+#[derive(Debug)]
+pub struct Hosts {
+    /// The NFS server. Its machine holds the network's hub, too: the others
+    /// are cut off from each other without it.
+    pub storage: Host,
+    /// Where the process runs.
+    pub source: Host,
+    /// Where it shall go.
+    pub destination: Host,
+    // One set of hosts at a time: they share the files of `target/vm`, and
+    // two sets want more memory than many machines have.
+    _lock: File,
+}
+
+impl Hosts {
+    /// Brings them up. `target/dist/migrator` must have been built.
+    ///
+    /// # Errors
+    /// When something can't be fetched or made, or a guest does not come up.
+    pub fn start(options: &Options) -> Result<Self> {
+        let workspace = Workspace::find()?;
+        packages::install_for_hosts()?;
+        let cache = workspace.target().join("vm");
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("failed to create {}", cache.display()))?;
+        let lock = lock(&cache)?;
+        let kernel = Kernel::get(&options.kernel, &cache)?;
+        let root = image::root(&cache)?;
+
+        let directory = cache.join("run");
+        image::remove(&directory)?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("failed to create {}", directory.display()))?;
+        let initrd = directory.join("initrd");
+        kernel.initrd(&workspace.guests().join("initrd"), &initrd)?;
+        let accelerator = Accelerator::find(&cache, &directory, &kernel.image(), &initrd)?;
+        let orders = orders(&workspace, &directory)?;
+
+        let disks = [(root, true), (kernel.modules(), false), (orders, false)]
+            .map(|(image, writable)| Disk { image, writable });
+        let boot = |seat: Seat, processors| {
+            Machine::start(&Plan {
+                name: seat.name,
+                directory: &directory,
+                kernel: &kernel.image(),
+                initrd: &initrd,
+                parameters: "",
+                disks: &disks,
+                network: &network::arguments(seat),
+                processors,
+                memory: options.memory,
+                accelerator,
+            })
+        };
+        let limit = BOOT * accelerator.slowness();
+        let storage = boot(STORAGE, 1)?;
+        network::wait_for_hub(&directory, || storage.check(), limit)?;
+        let source = boot(SOURCE, 2)?;
+        let destination = boot(DESTINATION, 2)?;
+        let connect = |machine: Machine| {
+            machine.wait_for(&format!("{} is ready", machine.name), limit)?;
+            Host::connect(machine, &directory, limit)
+        };
+        let hosts = Self {
+            storage: connect(storage)?,
+            source: connect(source)?,
+            destination: connect(destination)?,
+            _lock: lock,
+        };
+        if options.link != Link::default() {
+            hosts.shape(options.link)?;
+        }
+        Ok(hosts)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&Host; 3] {
+        [&self.storage, &self.source, &self.destination]
+    }
+
+    /// Makes the link of each host so.
+    ///
+    /// # Errors
+    /// When a guest can't.
+    pub fn shape(&self, link: Link) -> Result<()> {
+        self.all().iter().try_for_each(|host| link.shape(host))
+    }
+
+    /// Ends them, after making sure that each still answers and no kernel has
+    /// complained. Dropping them asks nothing.
+    ///
+    /// # Errors
+    /// When one does not, or has, with its console.
+    pub fn finish(self) -> Result<()> {
+        self.all().iter().try_for_each(|host| host.check())
+    }
+}
+
+/// What to do with the hosts.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Try NFS, CRIU and migrator on them, then end them
+    #[arg(long)]
+    smoke: bool,
+}
+
+/// Builds migrator, brings up the hosts, and tries them or takes orders.
+///
+/// # Errors
+/// When they don't come up, or something on them does not work.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    build::run(workspace)?;
+    let start = Instant::now();
+    let hosts = Hosts::start(&args.options)?;
+    println!(
+        "{} are up after {:.1} s; link: {}",
+        hosts.all().map(Host::name).join(", "),
+        start.elapsed().as_secs_f64(),
+        args.options.link,
+    );
+    if args.smoke {
+        smoke::run(&hosts)?;
+    } else {
+        take_orders(&hosts)?;
+    }
+    hosts.finish()
+}
+
+/// Reads `HOST` or `HOST COMMAND` line by line until the end of the input.
+fn take_orders(hosts: &Hosts) -> Result<()> {
+    println!("HOST opens a shell, HOST COMMAND runs it, the end of the input ends the hosts.");
+    let mut lines = io::stdin().lock().lines();
+    loop {
+        print!("> ");
+        io::stdout().flush().context("failed to write the prompt")?;
+        let Some(line) = lines.next().transpose().context("failed to read")? else {
+            println!();
+            return Ok(());
+        };
+        let line = line.trim();
+        let (name, order) = match line.split_once(char::is_whitespace) {
+            Some((name, order)) => (name, Some(order.trim())),
+            None => (line, None),
+        };
+        match hosts.all().into_iter().find(|host| host.name() == name) {
+            Some(host) => host.interact(order)?,
+            None if name.is_empty() => {}
+            None => println!("There are {}.", hosts.all().map(Host::name).join(", ")),
+        }
+    }
+}
+
+/// Makes the disk that tells the guests what to do and has migrator on it.
+fn orders(workspace: &Workspace, directory: &Path) -> Result<std::path::PathBuf> {
+    let tree = directory.join("vm");
+    let dist = tree.join("dist");
+    fs::create_dir_all(&dist).with_context(|| format!("failed to create {}", dist.display()))?;
+    let copy = |from: &Path, to: &Path| {
+        fs::copy(from, to).with_context(|| format!("failed to copy {}", from.display()))
+    };
+    let migrator = workspace.dist().join("migrator");
+    if !migrator.exists() {
+        bail!(
+            "there is no {}: run `cargo xtask build`",
+            migrator.display()
+        );
+    }
+    copy(&migrator, &dist.join("migrator"))?;
+    let guests = workspace.guests();
+    for entry in
+        fs::read_dir(&guests).with_context(|| format!("failed to read {}", guests.display()))?
+    {
+        let entry = entry?;
+        copy(&entry.path(), &tree.join(entry.file_name()))?;
+    }
+    fs::write(tree.join("hosts"), network::hosts_file()).context("failed to write hosts")?;
+    // One key for everything, as good as none: the hosts see nobody else, and
+    // it is as short-lived as they are.
+    command::output(
+        Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "migrator-vm", "-f"])
+            .arg(directory.join("key")),
+    )?;
+    copy(&directory.join("key"), &tree.join("key"))?;
+    copy(&directory.join("key.pub"), &tree.join("key.pub"))?;
+    fs::write(directory.join("ssh_config"), host::SSH_CONFIG)
+        .context("failed to write ssh's configuration")?;
+    let disk = directory.join("vm.img");
+    image::ext4(&tree, &disk, "256M")?;
+    Ok(disk)
+}
+
+/// Keeps others from the cache until the file is closed.
+fn lock(cache: &Path) -> Result<File> {
+    let path = cache.join("lock");
+    let open = || -> io::Result<File> {
+        let file = File::create(&path)?;
+        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+            println!("Waiting for the hosts of another `cargo xtask`");
+        }
+        file.lock()?;
+        Ok(file)
+    };
+    open().with_context(|| format!("failed to lock {}", path.display()))
+}
