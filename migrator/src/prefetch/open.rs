@@ -104,7 +104,7 @@ impl Opener {
             .open(&path)
             .map_err(|error| failed("find", error))?;
         let door = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        self.check_allowed(&path, Path::new(&door))?;
+        self.check_allowed(&identity.path, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
         check_disk(&handle)?;
@@ -132,7 +132,7 @@ impl Opener {
 
     /// Whether the file behind `door`, wherever symlinks have led to, lies
     /// below one of the directories allowed.
-    fn check_allowed(&self, path: &Path, door: &Path) -> Result<(), Refusal> {
+    fn check_allowed(&self, named: &Path, door: &Path) -> Result<(), Refusal> {
         if self.allow.is_empty() {
             return Ok(());
         }
@@ -143,7 +143,7 @@ impl Opener {
         if self.allow.iter().any(|dir| real.starts_with(dir)) {
             return Ok(());
         }
-        let really = match real == path {
+        let really = match real == named {
             true => String::new(),
             false => format!("{} is ", real.display()),
         };
