@@ -236,18 +236,18 @@ fn what_can_not_be_prefetched_is_reported_on_both_sides() {
     let scene = Scene::new();
     let other = scene.scratch.path().join("here");
     let other = other.to_str().expect("UTF-8");
-    let args = ["--map", &scene.map(), "--allow", other];
+    let args = ["--json", "--map", &scene.map(), "--allow", other];
     let (receiver, address) = listen(&args);
     let moved = run(scene
         .move_to(&format!("tcp://{address}"))
-        .args(["--source", "ebpf"]));
+        .args(["--json", "--source", "ebpf"]));
     let received = end(receiver);
     let copy = scene.copy();
     let copy = copy.to_str().expect("UTF-8");
     for output in [&moved, &received] {
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(3), "{output:?}");
-        let part = format!("here/data: {copy} is outside of what --allow names");
+        let part = format!("{copy} is outside of what --allow names");
         assert!(text.contains(&part), "{text}");
     }
     assert_resident(&scene.copy(), &BTreeSet::new());

@@ -104,7 +104,7 @@ impl Opener {
             .open(&path)
             .map_err(|error| failed("find", error))?;
         let door = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        self.check_allowed(&identity.path, Path::new(&door))?;
+        self.check_allowed(listed, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
         check_disk(&handle)?;
