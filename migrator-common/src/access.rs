@@ -60,7 +60,9 @@ impl ChunkKey {
     /// odd, so that it reaches every entry of a map whose size is a power of 2.
     #[inline(always)]
     pub const fn slots(&self) -> (u32, u32) {
+        // Two rounds: inode numbers in a row must not meet again and again.
         let file = (self.inode ^ (self.place >> 32) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let file = (file ^ file >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let start = ((file >> 32) as u32).wrapping_add(self.place as u32);
         (start, file as u32 | 1)
     }

@@ -47,6 +47,8 @@ pub struct Tracker {
     sampled_at: Option<Instant>,
     /// When the processes' open and mapped files were looked at.
     looked_at: Option<Instant>,
+    /// When the access map was emptied.
+    drained_at: Instant,
 }
 
 /// What is known at one moment.
@@ -104,6 +106,7 @@ impl Tracker {
             unsampled: BTreeMap::new(),
             sampled_at: None,
             looked_at: None,
+            drained_at: Instant::now(),
         };
         tracker.look_at_processes(true);
         Ok((tracker, chosen))
@@ -146,7 +149,11 @@ impl Tracker {
             let events: Vec<Event> = std::iter::from_fn(|| source.next_event())
                 .take(EVENTS_AT_ONCE)
                 .collect();
-            if events.is_empty() || events.iter().any(|event| event.kind == HALF_FULL) {
+            if events.is_empty()
+                || events.iter().any(|event| event.kind == HALF_FULL)
+                || self.drained_at.elapsed() >= FRESH
+            {
+                self.drained_at = Instant::now();
                 source
                     .drain(|key, bits| {
                         let file = FileId {
