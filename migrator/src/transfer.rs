@@ -6,14 +6,34 @@
 //! files block, and happen on threads beside it.
 
 mod connect;
+mod peer;
 mod receive;
 mod send;
+mod warmer;
 
 use std::time::Duration;
 
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+
 pub use connect::{Connection, open};
-pub use receive::{Aborted, receive};
-pub use send::Link;
+pub use peer::Peer;
+pub use receive::{Aborted, Guests, receive};
+pub use send::{Link, write as write_list};
+pub use warmer::{Warmed, Warmer};
+
+/// A runtime for one connection; one thread of it goes on while the main
+/// thread does something else.
+///
+/// # Errors
+/// There are no threads to be had.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("failed to start threads")
+}
 
 /// How long is waited for the last words, or the end, of a side that is given
 /// up anyway.
@@ -65,10 +85,15 @@ mod tests {
     }
 
     /// Sends a list to a real destination; gives what both make of it.
-    async fn trip(list: PageIndexList) -> (anyhow::Result<(Report, u64)>, Result<Report, Aborted>) {
+    async fn trip(
+        list: PageIndexList,
+    ) -> (
+        anyhow::Result<(Report, u64)>,
+        Result<Option<Report>, Aborted>,
+    ) {
         let (near, far) = duplex(1 << 10);
         let (input, output) = split(far);
-        let destination = receive(input, output, Options::default(), pending());
+        let destination = receive(input, output, Options::default(), nobody(), pending());
         let source = async {
             let mut link = Link::start(Connection::over(near)).await?;
             link.send(list).await
@@ -108,7 +133,7 @@ mod tests {
         let (near, far) = duplex(1 << 20);
         let far = tokio::spawn(async move { play(far, Role::Source, &bytes, goes).await });
         let (input, output) = split(near);
-        let received = receive(input, output, Options::default(), pending()).await;
+        let received = receive(input, output, Options::default(), nobody(), pending()).await;
         let aborted = received.expect_err("a hostile source");
         let heard = far.await.expect("a source");
         (aborted, String::from_utf8_lossy(&heard).into_owned())
@@ -269,7 +294,7 @@ mod tests {
 
         let (near, far) = duplex(1 << 10);
         let (input, output) = split(far);
-        let destination = receive(input, output, Options::default(), pending());
+        let destination = receive(input, output, Options::default(), nobody(), pending());
         let source = async {
             let mut link = Link::start(Connection::over(near)).await.expect("a hello");
             link.cancel("interrupted at the source").await;
