@@ -84,6 +84,14 @@ mod tests {
         }
     }
 
+    /// Serves nobody but who sends a list.
+    fn nobody() -> Guests {
+        Box::new(|peer, _| {
+            peer.leave(Some(Message::Failed("not here".into())));
+            anyhow::bail!("a guest")
+        })
+    }
+
     /// Sends a list to a real destination; gives what both make of it.
     async fn trip(
         list: PageIndexList,
@@ -165,7 +173,7 @@ mod tests {
         let (source, destination) = trip(list(files)).await;
         let (report, sent) = source.expect("a report");
         assert_eq!(sent, bytes);
-        assert_eq!(report, destination.expect("a report"));
+        assert_eq!(Some(&report), destination.expect("a report").as_ref());
         assert_eq!((report.pages.asked, report.pages.skipped), (123, 123));
         assert_eq!(report.skipped[0].reason, Reason::Gone);
         assert_eq!(report.skipped[0].files, 3);
@@ -277,7 +285,7 @@ mod tests {
         let (interrupt, interrupted) = tokio::sync::oneshot::channel();
         let interrupted = async { Ok(interrupted.await?) };
         let options = Options::default();
-        let destination = receive(input, output, options, interrupted);
+        let destination = receive(input, output, options, nobody(), interrupted);
         let source = async {
             let mut link = Link::start(Connection::over(near)).await.expect("a hello");
             interrupt.send(()).expect("a destination");

@@ -33,10 +33,7 @@ pub fn pass(session: &Session, stage: &str) -> anyhow::Result<bool> {
     match stage {
         "post-dump" => {
             session.note(DUMPED, &())?;
-            match session.has(RELEASE) {
-                true => Ok(true),
-                false => hold_dump(session),
-            }
+            hold_dump(session)
         }
         "post-restore" => {
             session.note(RESTORED, &restored()?)?;
@@ -55,6 +52,7 @@ fn hold_dump(session: &Session) -> anyhow::Result<bool> {
     loop {
         match session.decision() {
             Some(decision) => return Ok(decision == Decision::End),
+            None if session.has(RELEASE) => return Ok(true),
             // Who removes a session has ended what it was for.
             None if !session.exists() => return Ok(false),
             None => thread::sleep(LOOK),

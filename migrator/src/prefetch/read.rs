@@ -308,9 +308,11 @@ mod tests {
             tally: Tally::default(),
             stop: Arc::default(),
             progress: Arc::default(),
+            at_once: Arc::new(AtomicU16::new(1)),
+            closed: AtomicBool::new(false),
         };
         shared.tally.asked.store(5, Relaxed);
-        work(&jobs, &shared, PAGE);
+        work(0, &jobs, &shared, PAGE);
         let report = shared.tally.report(PAGE, std::time::Duration::ZERO, false);
         assert_eq!(report.pages.read, 2);
         let skipped: Vec<_> = report

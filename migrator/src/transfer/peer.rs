@@ -106,8 +106,9 @@ impl Peer {
     /// # Errors
     /// Nobody takes it.
     pub fn say(&self, message: Message) -> Result<(), Fault> {
-        let send = timeout(LIVE_SILENCE, self.messages.send(message));
-        match self.runtime.block_on(async { send.await }) {
+        // Made within the runtime, whose clock a time-out needs.
+        let send = async { timeout(LIVE_SILENCE, self.messages.send(message)).await };
+        match self.runtime.block_on(send) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Fault::Closed),
             Err(_) => Err(Fault::Silent(LIVE_SILENCE.as_secs())),
