@@ -65,7 +65,8 @@ pub fn serve(
     };
     let mut guest = match Guest::expect(peer, order, options, interrupted) {
         Ok(guest) => guest,
-        Err((peer, error)) => {
+        Err(refused) => {
+            let (peer, error) = *refused;
             peer.leave(Some(Message::Failed(format!("{error:#}"))));
             return Err(error);
         }
@@ -166,7 +167,7 @@ impl<'a> Guest<'a> {
         order: Order,
         options: Options,
         interrupted: &'a AtomicBool,
-    ) -> Result<Self, (Peer, anyhow::Error)> {
+    ) -> Result<Self, Box<(Peer, anyhow::Error)>> {
         let prepare = || {
             let session = Session::named(&order.session)?;
             let leader = session.create()?;
@@ -193,7 +194,7 @@ impl<'a> Guest<'a> {
                 images_ended: Instant::now(),
                 restore_seconds: 0.0,
             }),
-            Err(error) => Err((peer, error)),
+            Err(error) => Err(Box::new((peer, error))),
         }
     }
 

@@ -392,7 +392,7 @@ impl Host<'_> {
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            while let Some(message) = self.hear(Duration::ZERO)? {
+            if let Some(message) = self.hear(Duration::ZERO)? {
                 return Err(out_of_turn(&message));
             }
             let left = time.saturating_sub(began.elapsed());
