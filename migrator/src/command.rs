@@ -2,6 +2,7 @@
 //! core, and prints.
 
 mod check;
+mod criu_hook;
 mod move_cache;
 mod prefetch;
 mod receive;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Prefetch(args) => prefetch::run(args),
         Command::Move(args) => move_cache::run(args),
         Command::Receive(args) => receive::run(args),
+        Command::CriuHook(args) => criu_hook::run(args),
         Command::Check(args) => check::run(args),
     }
 }

@@ -7,6 +7,7 @@
 pub mod btf;
 pub mod cli;
 pub mod command;
+pub mod criu_hook;
 pub mod destination;
 pub mod exit;
 pub mod file;

@@ -19,6 +19,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -157,9 +158,22 @@ impl PageFlags {
     /// # Errors
     /// `NotPermitted` when the kernel hides page frames from us.
     pub fn scan(&self, file: &File, size: u64) -> Result<Vec<StateRun>, PageFlagsError> {
+        self.scan_part(file, 0..size)
+    }
+
+    /// The same of a part of the file, in bytes; it begins where a page does.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn scan_part(
+        &self,
+        file: &File,
+        part: Range<u64>,
+    ) -> Result<Vec<StateRun>, PageFlagsError> {
         let mut runs: Vec<StateRun> = Vec::new();
-        for start in (0..size).step_by(WINDOW as usize) {
-            let window = Window::map(file, start, WINDOW.min(size - start), self.page_size)
+        for start in part.clone().step_by(WINDOW as usize) {
+            let bytes = WINDOW.min(part.end - start);
+            let window = Window::map(file, start, bytes, self.page_size)
                 .map_err(|errno| failed("map the file".into(), errno.into()))?;
             let resident = window
                 .resident()
