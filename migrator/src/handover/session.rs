@@ -26,6 +26,9 @@ pub const VARIABLE: &str = "MIGRATOR_SESSION";
 /// Held by the migrator that leads this side, as long as it lives.
 const LEADER: &str = "leader";
 
+/// On the disk: the tree may have run here.
+const MAY_HAVE_RUN: &str = "may-have-run";
+
 const DECISION: &str = "decision";
 
 /// What becomes of this host's copy of the tree. It is made once.
@@ -184,6 +187,30 @@ impl Session {
         }
     }
 
+    /// Decides that a restored tree may run, as [`Self::decide`]; notes that
+    /// on the disk first, so that it is not forgotten with a power cut.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn decide_to_run(&self) -> anyhow::Result<Decision> {
+        let path = self.storage.join(MAY_HAVE_RUN);
+        let write = || {
+            File::create(&path)?.sync_all()?;
+            File::open(&self.storage)?.sync_all()?;
+            // Its parent has it since long ago, or nobody could ask.
+            self.storage
+                .parent()
+                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))?;
+        self.decide(Decision::Run)
+    }
+
+    /// Whether this host was told to run the tree, be it before it was booted.
+    pub fn may_have_run(&self) -> bool {
+        self.storage.join(MAY_HAVE_RUN).exists()
+    }
+
     /// What has been decided so far.
     pub fn decision(&self) -> Option<Decision> {
         let text = fs::read_to_string(self.directory.join(DECISION)).ok()?;
@@ -225,6 +252,26 @@ impl Session {
     /// Whether a note has been written.
     pub fn has(&self, name: &str) -> bool {
         self.directory.join(name).exists()
+    }
+
+    /// Removes images and what belongs to them, but not that the tree may have
+    /// run.
+    ///
+    /// # Errors
+    /// The file system says why not.
+    pub fn remove_storage(&self) -> anyhow::Result<()> {
+        let entries = match fs::read_dir(&self.storage) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+        };
+        let remove = |entry: fs::DirEntry| match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path()),
+            false if entry.file_name() == MAY_HAVE_RUN => Ok(()),
+            false => fs::remove_file(entry.path()),
+        };
+        entries
+            .and_then(|entries| entries.into_iter().try_for_each(remove))
+            .with_context(|| format!("failed to remove what is in {}", self.storage.display()))
     }
 
     /// Removes images and notes, as far as they are there.

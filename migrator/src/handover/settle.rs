@@ -35,6 +35,8 @@ pub const COMMITTING: &str = "committing";
 pub const RESTORED: &str = "restored";
 /// Destination: the tree has run.
 pub const RUNNING: &str = "running";
+/// Destination: the source's tree has ended, so that nobody will ask.
+pub const ENDED: &str = "ended";
 
 /// Between two questions to a destination that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -106,11 +108,14 @@ pub fn settle(session: &Session, _leader: &Leader) -> anyhow::Result<Option<Deci
         session.remove()?;
         return Ok(None);
     };
-    let decision = match &journal.source {
+    let (decision, peer) = match &journal.source {
         Some(origin) => decide(session, origin, &never)?,
-        None => session.decide(Decision::End)?,
+        None => (session.decide(Decision::End)?, None),
     };
     finish(session, &journal, decision)?;
+    if let Some(peer) = peer {
+        peer.leave((decision == Decision::End).then_some(Message::Ended));
+    }
     Ok(Some(decision))
 }
 
@@ -135,6 +140,10 @@ pub fn finish(session: &Session, journal: &Journal, decision: Decision) -> anyho
         Some(origin) => finish_source(session, journal, origin, decision)?,
         None => finish_destination(session, &journal.subject, decision)?,
     }
+    if journal.source.is_none() && decision == Decision::Run && !session.has(ENDED) {
+        // The source may ask, and is to hear that it runs here.
+        return session.remove_storage();
+    }
     // The source may have needed them until now.
     if let (Some(images), Some(_)) = (&journal.images, &journal.source) {
         _ = std::fs::remove_dir_all(images.join(session.name()));
@@ -152,6 +161,19 @@ pub fn finish(session: &Session, journal: &Journal, decision: Decision) -> anyho
 )]
 pub struct Undecided(String);
 
+/// The source's tree has ended: nobody will ask again.
+///
+/// # Errors
+/// The session can't be written.
+pub fn forget(session: &Session) -> anyhow::Result<()> {
+    session.note(ENDED, &())?;
+    match session.lead()? {
+        Some(_leader) => session.remove(),
+        // Whoever leads it sees the note when it is done.
+        None => Ok(()),
+    }
+}
+
 /// The source's decision: made already, its own as long as the destination
 /// can't have been told to run the tree, and the destination's after that,
 /// which is asked until it answers or `is_enough`.
@@ -162,17 +184,17 @@ pub fn decide(
     session: &Session,
     origin: &Origin,
     is_enough: &dyn Fn() -> bool,
-) -> anyhow::Result<Decision> {
+) -> anyhow::Result<(Decision, Option<Peer>)> {
     if let Some(decision) = session.decision() {
-        return Ok(decision);
+        return Ok((decision, None));
     }
     if !session.has(COMMITTING) {
-        return session.decide(Decision::Run);
+        return Ok((session.decide(Decision::Run)?, None));
     }
     let runtime = transfer::runtime()?;
     let mut told = false;
     // The tree stands still: the first question follows at once.
-    let runs_there = loop {
+    let (runs_there, peer) = loop {
         match ask(session, origin, &runtime) {
             Ok(answer) => break answer,
             Err(error) if !told => {
@@ -187,18 +209,20 @@ pub fn decide(
         }
         // Somebody may have decided meanwhile that the destination is dead.
         if let Some(decision) = session.decision() {
-            return Ok(decision);
+            return Ok((decision, None));
         }
         if is_enough() {
             return Err(Undecided(session.name()).into());
         }
         thread::sleep(ASK_AGAIN);
     };
-    runtime.shutdown_background();
-    session.decide(match runs_there {
+    // The connection goes on, and is the process's until it ends.
+    std::mem::forget(runtime);
+    let decision = session.decide(match runs_there {
         true => Decision::End,
         false => Decision::Run,
-    })
+    })?;
+    Ok((decision, Some(peer)))
 }
 
 /// Asks the destination whether the tree runs there. If it does not, it never
@@ -207,7 +231,7 @@ fn ask(
     session: &Session,
     origin: &Origin,
     runtime: &tokio::runtime::Runtime,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<(bool, Peer)> {
     let to = Destination::parse(&origin.to).map_err(anyhow::Error::msg)?;
     let open = transfer::open(to, &origin.rsh, &origin.remote_path);
     let connection = runtime.block_on(open)?;
@@ -225,10 +249,7 @@ fn ask(
         Err(Fault::Silent(ANSWER.as_secs()))
     })();
     match answer {
-        Ok(answer) => {
-            peer.leave(None);
-            Ok(answer)
-        }
+        Ok(answer) => Ok((answer, peer)),
         Err(fault) => Err(peer.explain(fault)),
     }
 }
@@ -238,6 +259,12 @@ fn ask(
 /// # Errors
 /// The session can't be read or written.
 pub fn answer(session: &Session) -> anyhow::Result<bool> {
+    if !session.exists() && session.may_have_run() {
+        bail!(
+            "this host was told to run the tree and has been booted since then; whether the tree \
+             has run here is not known"
+        );
+    }
     if !session.exists() || session.decide(Decision::End)? == Decision::End {
         return Ok(false);
     }

@@ -20,7 +20,7 @@ use super::tree::{self, Process};
 use crate::container;
 use crate::criu::{Criu, Passed};
 use crate::handover::session::Leader;
-use crate::handover::settle::{self, AT_WORK, JOURNAL, Journal, RESTORED, RUNNING};
+use crate::handover::settle::{self, AT_WORK, ENDED, JOURNAL, Journal, RESTORED, RUNNING};
 use crate::handover::{Decision, Session};
 use crate::pagelist::HotFile;
 use crate::prefetch::{self, Options};
@@ -82,21 +82,25 @@ pub fn serve(
 ///
 /// # Errors
 /// It is no session's name, or the session can't be read.
-pub fn answer(peer: Peer, name: &str) -> anyhow::Result<bool> {
-    match Session::named(name).and_then(|session| settle::answer(&session)) {
-        Ok(true) => {
-            peer.leave(Some(Message::Running));
-            Ok(true)
-        }
-        Ok(false) => {
-            peer.leave(Some(Message::NotRunning));
-            Ok(false)
-        }
+pub fn answer(mut peer: Peer, name: &str) -> anyhow::Result<()> {
+    let session = Session::named(name)?;
+    let answer = match settle::answer(&session) {
+        Ok(true) => Message::Running,
+        Ok(false) => Message::NotRunning,
         Err(error) => {
             peer.leave(Some(Message::Failed(format!("{error:#}"))));
-            Err(error)
+            return Err(error);
+        }
+    };
+    let runs = answer == Message::Running;
+    peer.say(answer)?;
+    // The source tells when its tree has ended; if it can't, it asks again.
+    while let Ok(message) = peer.hear(LOOK) {
+        if runs && message == Some(Message::Ended) {
+            return settle::forget(&session);
         }
     }
+    Ok(())
 }
 
 fn read(order: &[u8]) -> anyhow::Result<Order> {
@@ -338,7 +342,7 @@ impl<'a> Guest<'a> {
                 }
             }
         }
-        if self.session.decide(Decision::Run)? == Decision::End {
+        if self.session.decide_to_run()? == Decision::End {
             _ = child.wait();
             bail!("the source has asked whether the tree runs before it said that it may");
         }
@@ -394,13 +398,10 @@ impl<'a> Guest<'a> {
         let json = serde_json::to_vec(&arrival).context("failed to encode the report")?;
         peer.leave(Some(Message::Report(json.into())));
         match ended {
-            Ok(()) => settle::finish(&session, &journal, Decision::Run)?,
-            // The source may ask: the session stays until the next boot.
-            Err(fault) => {
-                eprintln!("migrator: the tree runs here, and the source {fault}");
-                _ = fs::remove_dir_all(session.storage());
-            }
+            Ok(()) => session.note(ENDED, &())?,
+            Err(fault) => eprintln!("migrator: the tree runs here, and the source {fault}"),
         }
+        settle::finish(&session, &journal, Decision::Run)?;
         drop(leader);
         Ok(arrival)
     }

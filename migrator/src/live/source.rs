@@ -683,7 +683,10 @@ impl Host<'_> {
                 let is_enough = || self.signals.wait(None, Duration::ZERO).unwrap_or(false);
                 let origin = self.journal.source.as_ref();
                 let origin = origin.context("a source's journal is a destination's")?;
-                let decision = settle::decide(&self.session, origin, &is_enough)?;
+                let (decision, peer) = settle::decide(&self.session, origin, &is_enough)?;
+                if let Some(peer) = peer {
+                    self.peer = peer;
+                }
                 Ok(decision == Decision::End)
             }
         }
