@@ -130,6 +130,52 @@ fn the_cache_goes_along_with_the_images() {
 }
 
 #[test]
+fn what_is_seen_before_the_freeze_is_not_looked_at_again() {
+    require_root();
+    let scratch = Scratch::new();
+    let images = images(&scratch);
+    let [first, second] = ["first", "second"].map(|name| {
+        let path = scratch.file(name, 500);
+        evict(&path);
+        path
+    });
+    read_pages(&first, 0..10);
+    read_pages(&second, 0..20);
+    let one = holder(&first);
+    stage(&scratch, "pre-dump", &images, Some(one.pid()));
+    assert!(!images.join(LIST).exists(), "the images are not there yet");
+    // Had the second look been at the same pages, it would have seen these.
+    read_pages(&first, 100..110);
+    fs::write(images.join(LIST), "old").expect("a file");
+    let said = stage(&scratch, "post-dump", &images, Some(one.pid()));
+    let list = read_file(&images.join(LIST)).expect("a list");
+    assert_eq!(pages_of(&list, &first), (0..10).collect(), "{said}");
+
+    // What was opened in between is seen, and a size is that of the end.
+    stage(&scratch, "pre-dump", &images, Some(one.pid()));
+    drop(one);
+    let file = File::options().write(true).open(&first).expect("the file");
+    file.set_len(300 * PAGE_SIZE as u64).expect("shorter");
+    let both = Child::spawn(
+        Command::new("sleep")
+            .arg("1000")
+            .stdin(File::open(&second).expect("the file"))
+            .stdout(File::open(&first).expect("the file")),
+    );
+    let said = stage(&scratch, "post-dump", &images, Some(both.pid()));
+    let list = read_file(&images.join(LIST)).expect("a list");
+    assert_eq!(pages_of(&list, &second), (0..20).collect(), "{said}");
+    let mut seen: BTreeSet<u64> = (0..10).collect();
+    seen.extend(100..110);
+    assert_eq!(pages_of(&list, &first), seen, "{said}");
+    let file = list.files.iter().find(|file| file.identity.path == first);
+    let size = file.map(|file| file.identity.size);
+    assert_eq!(size, Some(300 * PAGE_SIZE as u64));
+    let own = std::process::id();
+    assert!(!Path::new(&format!("/run/migrator/criu-hook-{own}.pil")).exists());
+}
+
+#[test]
 fn mapped_pages_are_in_the_list() {
     require_root();
     let scratch = Scratch::new();

@@ -45,7 +45,7 @@ pub fn run(call: &Call, restore: i32) -> anyhow::Result<()> {
     // Away from the terminal and the process group that CRIU has. It fails
     // only for one who leads a group, which is away already.
     _ = setsid();
-    yield_to_others();
+    yield_to_others(call.stage == Stage::PreResume);
     let lock = take_over(restore);
     end_with(call.init.unwrap_or(restore), lock.path())?;
     let who = match call.init {
@@ -104,16 +104,18 @@ fn root_of(init: i32) -> anyhow::Result<Arc<OwnedFd>> {
 }
 
 /// The processor, the disk and, should it come to that, memory are for others
-/// first.
-fn yield_to_others() {
+/// first: for CRIU, and then for the tree.
+fn yield_to_others(resumed: bool) {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     /// Best effort, the last of its eight levels; linux/ioprio.h.
     const LAST: i32 = 2 << 13 | 7;
+    const IDLE: i32 = 3 << 13;
+    let (nice, disk) = if resumed { (10, LAST) } else { (19, IDLE) };
     // SAFETY: numbers only, and of our own process. What fails leaves us as
     // important as CRIU, which is no harm.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, LAST);
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, disk);
     }
     _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
