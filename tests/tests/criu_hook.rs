@@ -288,6 +288,15 @@ fn nothing_makes_criu_give_up() {
     for call in calls {
         let output = hook(&scratch, &call);
         assert_eq!(output.status.code(), Some(0), "{call:?}: {output:?}");
+        // CRIU's log may be on a full disk.
+        let full = File::options().write(true).open("/dev/full");
+        let status = Command::new(scratch.path().join("migrator-criu-hook"))
+            .env_clear()
+            .envs(call.iter().copied())
+            .stderr(full.expect("/dev/full"))
+            .status()
+            .expect("the hook runs");
+        assert_eq!(status.code(), Some(0), "{call:?} and a full disk");
     }
 }
 

@@ -1,6 +1,8 @@
 //! `migrator criu-hook`: CRIU's action script.
 
 use std::env;
+use std::fs;
+use std::io::{self, Write};
 use std::panic;
 use std::path::Path;
 use std::process;
@@ -20,10 +22,15 @@ pub(super) fn run(args: CriuHookArgs) -> anyhow::Result<Outcome> {
     if args.install || args.remove {
         return configure(&args);
     }
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        print(info);
+        process::exit(0);
+    }));
     let call = match Call::read(|name| env::var_os(name)) {
         Ok(call) => call,
         Err(error) => {
-            eprintln!("migrator: {error}");
+            tell(&error.to_string());
             return Ok(Outcome::Done);
         }
     };
@@ -42,11 +49,6 @@ pub(super) fn run(args: CriuHookArgs) -> anyhow::Result<Outcome> {
 
 /// The page cache's part.
 fn cache(call: &Call, args: &CriuHookArgs) {
-    let tell = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        tell(info);
-        process::exit(0);
-    }));
     let done = match (args.part, args.criu) {
         (None, _) => supervise::run(call),
         (Some(HookPart::Look), Some(criu)) => write_list(call, criu),
@@ -54,7 +56,7 @@ fn cache(call: &Call, args: &CriuHookArgs) {
         (Some(_), None) => Err(Usage("--part needs --criu".into()).into()),
     };
     if let Err(error) = done {
-        eprintln!("migrator: page cache: {error:#}");
+        tell(&format!("page cache: {error:#}"));
     }
 }
 
@@ -62,6 +64,8 @@ fn cache(call: &Call, args: &CriuHookArgs) {
 /// dump it goes to the images.
 fn write_list(call: &Call, criu: i32) -> anyhow::Result<()> {
     let init = call.init.context("CRTOOLS_INIT_PID is not set")?;
+    // Should memory run out, let it be us rather than CRIU or the tree.
+    _ = fs::write("/proc/self/oom_score_adj", "1000");
     let start = Instant::now();
     let early = list::early(criu);
     if call.stage == Stage::PreDump {
@@ -78,7 +82,7 @@ fn write_list(call: &Call, criu: i32) -> anyhow::Result<()> {
     let earlier = list::open(&early)?.map(list::read).transpose();
     list::remove(&early)?;
     let earlier = earlier.unwrap_or_else(|error| {
-        eprintln!("migrator: page cache: {error:#}");
+        tell(&format!("page cache: {error:#}"));
         None
     });
     let seen = look::look(init, supervise::LOOK, earlier)?;
@@ -88,20 +92,25 @@ fn write_list(call: &Call, criu: i32) -> anyhow::Result<()> {
 }
 
 fn report(seen: &Seen, path: &Path, start: Instant) {
-    eprintln!(
-        "migrator: page cache: {} pages of {} files in {} after {:.1?}; by {}",
+    tell(&format!(
+        "page cache: {} pages of {} files in {} after {:.1?}; by {}",
         seen.list.pages(),
         seen.list.files.len(),
         path.display(),
         start.elapsed(),
         seen.how,
-    );
+    ));
     if !seen.complete {
-        eprintln!("migrator: page cache: there was no time for more");
+        tell("page cache: there was no time for more");
     }
     for (why, count) in &seen.left_out {
-        eprintln!("migrator: page cache: left out {count}: {why}");
+        tell(&format!("page cache: left out {count}: {why}"));
     }
+}
+
+/// Into CRIU's log, if there is room: `eprintln!` would panic.
+fn tell(what: &str) {
+    _ = writeln!(io::stderr(), "migrator: {what}");
 }
 
 /// `--install` and `--remove`.

@@ -1,7 +1,7 @@
 //! The process that CRIU waits for.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -81,7 +81,9 @@ fn start_worker(call: &Call) -> anyhow::Result<()> {
     let (out, err) = match log().and_then(|log| Ok((log.try_clone()?, log))) {
         Ok((out, err)) => (out.into(), err.into()),
         Err(error) => {
-            eprintln!("migrator: failed to open the log in {RUN}: {error}; there is none");
+            // Into CRIU's log, if there is room: `eprintln!` would panic.
+            let why = format!("failed to open the log in {RUN}: {error}; there is none");
+            _ = writeln!(io::stderr(), "migrator: {why}");
             (Stdio::null(), Stdio::null())
         }
     };

@@ -238,3 +238,47 @@ fn pidfd(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: a descriptor that was just made, and that nobody else knows of.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_seen() {
+        let mut other = process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .expect("sleep");
+        let watched = pidfd(other.id().cast_signed()).expect("a pidfd");
+        assert!(!has_ended(&watched, Duration::from_millis(1)));
+        other.kill().expect("killed");
+        // Before anybody has waited for it: a zombie has ended.
+        assert!(has_ended(&watched, Duration::from_secs(60)));
+        other.wait().expect("waited");
+    }
+
+    #[test]
+    fn the_lock_is_taken_from_the_one_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lock");
+        let mut before = process::Command::new("flock")
+            .args(["--no-fork", "--exclusive"])
+            .arg(&path)
+            .args(["sleep", "1000"])
+            .spawn()
+            .expect("flock of util-linux");
+        let held = || {
+            let file = File::open(&path).ok()?;
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).err()
+        };
+        while held().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        fs::write(&path, before.id().to_string()).expect("its pid");
+        assert!(lock(&path).expect("no error").is_some());
+        let status = before.wait().expect("waited");
+        assert!(!status.success(), "it was killed");
+        let own = fs::read_to_string(&path).expect("a pid");
+        assert_eq!(own, process::id().to_string());
+    }
+}
