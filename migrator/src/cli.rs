@@ -327,15 +327,15 @@ pub struct CriuHookArgs {
     /// What this process of several does.
     #[arg(long, hide = true, value_enum)]
     pub part: Option<HookPart>,
-    /// The CRIU that restores.
-    #[arg(long, hide = true, value_name = "PID")]
-    pub restore: Option<i32>,
+    /// The CRIU that called.
+    #[arg(long, hide = true, value_name = "PID", requires = "part")]
+    pub criu: Option<i32>,
 }
 
 /// The processes that `criu-hook` starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HookPart {
-    /// Looks at a frozen tree.
+    /// Looks at a tree that is dumped.
     Look,
     /// Reads for a restored one.
     Prefetch,

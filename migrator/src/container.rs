@@ -12,6 +12,8 @@ mod wrapper;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -22,6 +24,9 @@ use crate::live::order::Subject;
 
 pub use podman::subject as podman_subject;
 pub use runc::subject as runc_subject;
+
+/// How long processes that have ended may stay in the process table.
+const REAPED: Duration = Duration::from_secs(20);
 
 /// What it is, for people.
 pub fn describe(subject: &Subject) -> String {
@@ -111,6 +116,11 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
         Subject::Podman { name, .. } => podman::go_on(name, session, passed)?,
         other => restore(other, session, &images, &criu, passed)?,
     };
+    // Their parents have to reap them before their ids are free.
+    let began = Instant::now();
+    while origin.processes.iter().any(|process| process.is_there()) && began.elapsed() < REAPED {
+        thread::sleep(Duration::from_millis(10));
+    }
     let status = command
         .status()
         .with_context(|| format!("failed to run {:?}", command.get_program()))?;

@@ -10,7 +10,9 @@
 //! becomes of those, it ends with zero.
 //!
 //! Which stages (`criu/cr-dump.c`, `criu/cr-restore.c` of CRIU):
-//! - `post-dump`: the tasks are frozen and the images complete.
+//! - `pre-dump`: the tasks still run. This is when the pages are looked at.
+//! - `post-dump`: the tasks are frozen and the images complete. The list is
+//!   written, with the files as they are now.
 //! - `pre-restore`: nothing exists yet. A tree without a mount namespace of its
 //!   own sees files where this host does, so reading can begin.
 //! - `post-setup-namespaces`: the root task and its mounts exist, its memory

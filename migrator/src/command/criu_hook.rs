@@ -1,15 +1,19 @@
 //! `migrator criu-hook`: CRIU's action script.
 
 use std::env;
+use std::fs;
+use std::io::{self, Write};
 use std::panic;
 use std::path::Path;
 use std::process;
+use std::time::Instant;
 
 use anyhow::Context;
 
 use crate::cli::{CriuHookArgs, HookPart};
+use crate::criu_hook::look::{self, Seen};
 use crate::criu_hook::stage::{Call, Stage};
-use crate::criu_hook::{install, list, look, supervise, worker};
+use crate::criu_hook::{LIST, RUN, install, list, supervise, worker};
 use crate::exit::{Outcome, Usage};
 use crate::handover::gate;
 
@@ -27,16 +31,25 @@ pub(super) fn run(args: CriuHookArgs) -> anyhow::Result<Outcome> {
             false => anyhow::bail!("the migration is given up"),
         };
     }
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        print(info);
+        process::exit(0);
+    }));
     let call = match Call::read(|name| env::var_os(name)) {
         Ok(call) => call,
         Err(error) => {
-            eprintln!("migrator: {error}");
+            tell(&error.to_string());
             return Ok(Outcome::Done);
         }
     };
     match call.stage {
         Stage::Other => return Ok(Outcome::Done),
-        Stage::PostDump | Stage::PreRestore | Stage::PostSetupNamespaces | Stage::PreResume => {}
+        Stage::PreDump
+        | Stage::PostDump
+        | Stage::PreRestore
+        | Stage::PostSetupNamespaces
+        | Stage::PreResume => {}
     }
     cache(&call, &args);
     Ok(Outcome::Done)
@@ -44,48 +57,68 @@ pub(super) fn run(args: CriuHookArgs) -> anyhow::Result<Outcome> {
 
 /// The page cache's part.
 fn cache(call: &Call, args: &CriuHookArgs) {
-    let tell = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        tell(info);
-        process::exit(0);
-    }));
-    let done = match args.part {
-        None => supervise::run(call),
-        Some(HookPart::Look) => write_list(call),
-        Some(HookPart::Prefetch) => match args.restore {
-            Some(restore) => worker::run(call, restore),
-            None => Err(Usage("--part prefetch needs --restore".into()).into()),
-        },
+    let done = match (args.part, args.criu) {
+        (None, _) => supervise::run(call),
+        (Some(HookPart::Look), Some(criu)) => write_list(call, criu),
+        (Some(HookPart::Prefetch), Some(criu)) => worker::run(call, criu),
+        (Some(_), None) => Err(Usage("--part needs --criu".into()).into()),
     };
     if let Err(error) = done {
-        eprintln!("migrator: page cache: {error:#}");
+        tell(&format!("page cache: {error:#}"));
     }
 }
 
-/// Looks at the frozen tree, and leaves the list among the images.
-fn write_list(call: &Call) -> anyhow::Result<()> {
+/// Looks at the tree. Before the freeze the list is kept, at the end of the
+/// dump it goes to the images.
+fn write_list(call: &Call, criu: i32) -> anyhow::Result<()> {
     let init = call.init.context("CRTOOLS_INIT_PID is not set")?;
-    let start = std::time::Instant::now();
+    // Should memory run out, let it be us rather than CRIU or the tree.
+    _ = fs::write("/proc/self/oom_score_adj", "1000");
+    let start = Instant::now();
+    let early = list::early(criu);
+    if call.stage == Stage::PreDump {
+        supervise::make_run().with_context(|| format!("failed to make {RUN}"))?;
+        list::sweep();
+        let seen = look::look(init, supervise::LOOK, None)?;
+        list::write(&early, &seen.list)?;
+        report(&seen, &early, start);
+        return Ok(());
+    }
+    let path = call.images.join(LIST);
     // Whatever comes of the look, an old list must not stay.
-    list::remove(&call.images.join(crate::criu_hook::LIST))?;
-    let seen = look::look(init, supervise::LOOK)?;
-    let looked = start.elapsed();
-    list::write(&call.images, &seen.list)?;
-    eprintln!(
-        "migrator: page cache: {} pages of {} files in {}, looked for {looked:.1?}, in all {:.1?}; by {}",
+    list::remove(&path)?;
+    let earlier = list::open(&early)?.map(list::read).transpose();
+    list::remove(&early)?;
+    let earlier = earlier.unwrap_or_else(|error| {
+        tell(&format!("page cache: {error:#}"));
+        None
+    });
+    let seen = look::look(init, supervise::LOOK, earlier)?;
+    list::write(&path, &seen.list)?;
+    report(&seen, &path, start);
+    Ok(())
+}
+
+fn report(seen: &Seen, path: &Path, start: Instant) {
+    tell(&format!(
+        "page cache: {} pages of {} files in {} after {:.1?}; by {}",
         seen.list.pages(),
         seen.list.files.len(),
-        crate::criu_hook::LIST,
+        path.display(),
         start.elapsed(),
         seen.how,
-    );
+    ));
     if !seen.complete {
-        eprintln!("migrator: page cache: there was no time for more");
+        tell("page cache: there was no time for more");
     }
     for (why, count) in &seen.left_out {
-        eprintln!("migrator: page cache: left out {count}: {why}");
+        tell(&format!("page cache: left out {count}: {why}"));
     }
-    Ok(())
+}
+
+/// Into CRIU's log, if there is room: `eprintln!` would panic.
+fn tell(what: &str) {
+    _ = writeln!(io::stderr(), "migrator: {what}");
 }
 
 /// `--install` and `--remove`.

@@ -4,20 +4,44 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use nix::fcntl::OFlag;
 
-use super::LIST;
+use super::{LIST, RUN};
 use crate::format::{FormatError, Writer, read_list};
 use crate::pagelist::PageIndexList;
 
 /// No list is longer, in bytes: 100 million scattered pages.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Writes the list into the images' directory, in place of what an earlier
-/// dump left there.
+/// Where the list of a look before the freeze is kept until the dump by the
+/// CRIU of this pid is complete.
+pub fn early(criu: i32) -> PathBuf {
+    Path::new(RUN).join(format!("{EARLY}{criu}.pil"))
+}
+
+const EARLY: &str = "criu-hook-";
+
+/// Removes early lists of dumps that failed: of a CRIU that is gone.
+pub fn sweep() {
+    let entries = fs::read_dir(RUN).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let criu = name.to_str().and_then(|name| {
+            let pid = name.strip_prefix(EARLY)?.strip_suffix(".pil")?;
+            pid.parse::<i32>().ok()
+        });
+        if criu.is_some_and(|criu| !Path::new(&format!("/proc/{criu}")).exists()) {
+            // Another one was faster.
+            _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Writes a list, such as into the images' directory, in place of what an
+/// earlier dump left there.
 ///
 /// Unlike [`crate::format::write_atomically`] it does not wait for the disk:
 /// CRIU does not for its images either, and the tasks are frozen. A list that
@@ -25,13 +49,13 @@ const MAX_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// The list can't be written; none is there then.
-pub fn write(images: &Path, list: &PageIndexList) -> anyhow::Result<()> {
-    let path = images.join(LIST);
+pub fn write(path: &Path, list: &PageIndexList) -> anyhow::Result<()> {
     // In any case: an old list would be of other pages.
-    remove(&path)?;
-    let written = write_new(&path, list).with_context(|| format!("failed to write {LIST}"));
+    remove(path)?;
+    let written =
+        write_new(path, list).with_context(|| format!("failed to write {}", path.display()));
     if written.is_err() {
-        remove(&path)?;
+        remove(path)?;
     }
     written
 }
@@ -43,7 +67,7 @@ pub fn write(images: &Path, list: &PageIndexList) -> anyhow::Result<()> {
 pub fn remove(path: &Path) -> anyhow::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("failed to remove the old {LIST}"))
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
         }
         _ => Ok(()),
     }
@@ -70,15 +94,15 @@ fn write_new(path: &Path, list: &PageIndexList) -> Result<(), FormatError> {
 ///
 /// # Errors
 /// There is something else by its name.
-pub fn open(images: &Path) -> anyhow::Result<Option<File>> {
+pub fn open(path: &Path) -> anyhow::Result<Option<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits())
-        .open(images.join(LIST));
+        .open(path);
     let file = match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.with_context(|| format!("failed to open {LIST}"))?,
+        opened => opened.with_context(|| format!("failed to open {}", path.display()))?,
     };
     check(&file)?;
     Ok(Some(file))
@@ -134,10 +158,12 @@ mod tests {
     #[test]
     fn a_list_comes_back_and_is_replaced() {
         let images = tempfile::tempdir().expect("a directory");
-        assert!(open(images.path()).expect("no list").is_none());
+        assert!(open(&images.path().join(LIST)).expect("no list").is_none());
         for pages in [5, 6] {
-            write(images.path(), &a_list(pages)).expect("write");
-            let file = open(images.path()).expect("open").expect("a list");
+            write(&images.path().join(LIST), &a_list(pages)).expect("write");
+            let file = open(&images.path().join(LIST))
+                .expect("open")
+                .expect("a list");
             assert_eq!(read(file).expect("read"), a_list(pages));
         }
     }
@@ -148,10 +174,10 @@ mod tests {
         let victim = images.path().join("victim");
         fs::write(&victim, "mine").expect("a file");
         std::os::unix::fs::symlink(&victim, images.path().join(LIST)).expect("a link");
-        open(images.path()).expect_err("a link is no list");
-        write(images.path(), &a_list(5)).expect("write");
+        open(&images.path().join(LIST)).expect_err("a link is no list");
+        write(&images.path().join(LIST), &a_list(5)).expect("write");
         assert_eq!(fs::read(&victim).expect("read"), b"mine");
-        assert!(open(images.path()).expect("open").is_some());
+        assert!(open(&images.path().join(LIST)).expect("open").is_some());
     }
 
     #[test]
@@ -159,20 +185,22 @@ mod tests {
         let images = tempfile::tempdir().expect("a directory");
         let path = images.path().join(LIST);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
-        open(images.path()).expect_err("a FIFO is no list");
+        open(&images.path().join(LIST)).expect_err("a FIFO is no list");
         fs::remove_file(&path).expect("removed");
         fs::create_dir(&path).expect("a directory");
-        open(images.path()).expect_err("a directory is no list");
+        open(&images.path().join(LIST)).expect_err("a directory is no list");
         fs::remove_dir(&path).expect("removed");
 
         File::create(&path)
             .and_then(|file| file.set_len(MAX_BYTES + 1))
             .expect("a long file");
-        open(images.path()).expect_err("too long");
-        write(images.path(), &a_list(5)).expect("write");
+        open(&images.path().join(LIST)).expect_err("too long");
+        write(&images.path().join(LIST), &a_list(5)).expect("write");
         let bytes = fs::read(&path).expect("the list");
         fs::write(&path, &bytes[..bytes.len() - 1]).expect("cut");
-        let file = open(images.path()).expect("open").expect("a file");
+        let file = open(&images.path().join(LIST))
+            .expect("open")
+            .expect("a file");
         read(file).expect_err("cut short");
     }
 
@@ -181,8 +209,8 @@ mod tests {
         let images = tempfile::tempdir().expect("a directory");
         let mut bad = a_list(5);
         bad.files[0].identity.path = "relative".into();
-        write(images.path(), &a_list(5)).expect("write");
-        write(images.path(), &bad).expect_err("not a path for a list");
-        assert!(open(images.path()).expect("nothing").is_none());
+        write(&images.path().join(LIST), &a_list(5)).expect("write");
+        write(&images.path().join(LIST), &bad).expect_err("not a path for a list");
+        assert!(open(&images.path().join(LIST)).expect("nothing").is_none());
     }
 }

@@ -6,8 +6,11 @@
 //! hot of a file is what the LRU says ([`procfs`](crate::source::procfs)), and
 //! what stands in the tree's page tables, which the LRU does not see.
 //!
-//! The time is limited, for the tasks are frozen. So everything that may take
-//! long is done by threads that nobody waits for once it is over.
+//! The time is limited, for CRIU waits, and the tasks may be frozen. So
+//! everything that may take long is done by threads that nobody waits for once
+//! it is over. And most of it is done by a first look before the freeze; the
+//! one during it takes over what that has seen, and is about sizes and times
+//! of the files and about those that were opened in between.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -57,11 +60,12 @@ pub struct Seen {
     pub complete: bool,
 }
 
-/// Looks at the tree below `init` for so long at most.
+/// Looks at the tree below `init` for so long at most. Of files that an
+/// earlier look has seen, pages are not looked at again.
 ///
 /// # Errors
 /// Page flags can't be had here, or there is no such process.
-pub fn look(init: i32, time: Duration) -> anyhow::Result<Seen> {
+pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow::Result<Seen> {
     let deadline = Instant::now() + time;
     let proc_root = Path::new("/proc");
     let page_size = residency::page_size().context("failed to find the page size")?;
@@ -76,16 +80,18 @@ pub fn look(init: i32, time: Duration) -> anyhow::Result<Seen> {
             tree.add(&proc_root.join(pid.to_string()), &root);
         }
     }
-    drain_batches();
-
     let tree = Arc::new(tree);
     let (jobs, parts) = unbounded();
-    for pid in pids {
-        // The receiver is there.
-        _ = jobs.send(Job::Mapped(pid));
+    if earlier.is_none() {
+        for pid in pids {
+            // The receiver is there.
+            _ = jobs.send(Job::Mapped(pid));
+        }
     }
+    let earlier = Earlier::new(&tree, earlier);
     // With little time, many small files are worth more than a part of one.
     let mut files: Vec<usize> = (0..tree.files.len()).collect();
+    files.retain(|&file| earlier.runs[file].is_empty());
     files.sort_by_key(|&file| tree.files[file].identity.size);
     for file in files {
         let size = tree.files[file].identity.size;
@@ -94,6 +100,9 @@ pub fn look(init: i32, time: Duration) -> anyhow::Result<Seen> {
         }
     }
     drop(jobs);
+    if !parts.is_empty() {
+        drain_batches();
+    }
     let (tell, told) = unbounded();
     let mut sampler = Some(sampler);
     for _ in 0..LOOKERS.min(parts.len()) {
@@ -109,7 +118,35 @@ pub fn look(init: i32, time: Duration) -> anyhow::Result<Seen> {
             .context("failed to start a thread")?;
     }
     drop(tell);
-    Ok(collect(&tree, page_size, how, &told, deadline))
+    Ok(collect(&tree, earlier, page_size, how, &told, deadline))
+}
+
+/// What an earlier look has seen.
+#[derive(Debug, Default)]
+struct Earlier {
+    /// Hot pages of the files of the tree.
+    runs: Vec<Vec<Run>>,
+    /// Files that are not open any more, and may be again.
+    closed: Vec<HotFile>,
+}
+
+impl Earlier {
+    fn new(tree: &Tree, list: Option<PageIndexList>) -> Self {
+        let mut earlier = Self {
+            runs: vec![Vec::new(); tree.files.len()],
+            closed: Vec::new(),
+        };
+        for file in list.into_iter().flat_map(|list| list.files) {
+            let place = (file.identity.device, file.identity.inode);
+            match tree.known.get(&place) {
+                Some(&Some(number)) => earlier.runs[number] = file.runs,
+                // Deleted meanwhile, for one.
+                Some(None) => {}
+                None => earlier.closed.push(file),
+            }
+        }
+        earlier
+    }
 }
 
 /// Something to look at.
@@ -160,12 +197,13 @@ fn work(tree: &Tree, sampler: &Sampler, page_size: u32, jobs: &Receiver<Job>, te
 /// Takes what the threads tell, until they have ended or the time is over.
 fn collect(
     tree: &Tree,
+    earlier: Earlier,
     page_size: u32,
     how: &'static str,
     told: &Receiver<Told>,
     deadline: Instant,
 ) -> Seen {
-    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); tree.files.len()];
+    let mut runs = earlier.runs;
     let mut mapped: Vec<Vec<Range<u64>>> = vec![Vec::new(); tree.files.len()];
     let mut left_out = tree.left_out.clone();
     let complete = loop {
@@ -190,7 +228,7 @@ fn collect(
         };
         (!file.runs.is_empty()).then_some(file)
     });
-    let mut files: Vec<HotFile> = files.collect();
+    let mut files: Vec<HotFile> = files.chain(earlier.closed).collect();
     files.sort_by_cached_key(|file| std::cmp::Reverse((again(file), file.pages())));
     Seen {
         list: PageIndexList { page_size, files },
@@ -208,6 +246,11 @@ fn again(file: &HotFile) -> u64 {
 /// The runs of both kinds, sorted and joined: a page that is mapped is at
 /// least [`MAPPED`] hot. None lies beyond `end`.
 fn warm(mut runs: Vec<Run>, mut mapped: Vec<Range<u64>>, end: u64) -> Vec<Run> {
+    // The file may be shorter by now.
+    runs.retain(|run| run.index < end);
+    for run in &mut runs {
+        run.pages = u64::from(run.pages).min(end - run.index) as u32;
+    }
     runs.sort_unstable_by_key(|run| run.index);
     mapped.sort_unstable_by_key(|range| range.start);
     let mut gaps = Vec::new();
@@ -426,6 +469,12 @@ mod tests {
     fn parts_join() {
         let parts = runs(&[(16, 16, 1), (0, 16, 1)]);
         assert_eq!(warm(parts, vec![], 100), runs(&[(0, 32, 1)]));
+    }
+
+    #[test]
+    fn a_file_may_have_become_shorter() {
+        let seen = runs(&[(0, 5, 1), (10, 5, 1), (20, 5, 1)]);
+        assert_eq!(warm(seen, vec![], 12), runs(&[(0, 5, 1), (10, 2, 1)]));
     }
 
     #[test]

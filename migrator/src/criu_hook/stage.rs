@@ -18,6 +18,8 @@ pub struct Call {
 /// The stages at which there is something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// A dump begins, the tasks still run.
+    PreDump,
     /// The tasks are frozen, the images are complete.
     PostDump,
     /// There are no tasks yet.
@@ -57,6 +59,7 @@ impl Call {
         const INIT: &str = "CRTOOLS_INIT_PID";
         let action = variable("CRTOOLS_SCRIPT_ACTION").ok_or(BadCall::NotCriu)?;
         let stage = match action.to_str() {
+            Some("pre-dump") => Stage::PreDump,
             Some("post-dump") => Stage::PostDump,
             Some("pre-restore") => Stage::PreRestore,
             Some("post-setup-namespaces") => Stage::PostSetupNamespaces,

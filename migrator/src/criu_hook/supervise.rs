@@ -1,7 +1,7 @@
 //! The process that CRIU waits for.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::stage::{Call, Stage, has_own_mounts};
-use super::{RUN, list};
+use super::{LIST, RUN, list};
 
-/// How long the look at a frozen tree may take; then what was seen is written.
+/// How long a look at the tree may take; then what was seen is written.
 pub const LOOK: Duration = Duration::from_secs(2);
 
 /// How long CRIU is kept waiting at most, should the look hang.
@@ -29,7 +29,7 @@ const LOG_BYTES: u64 = 1 << 20;
 /// What went wrong. It is no reason for CRIU to give up.
 pub fn run(call: &Call) -> anyhow::Result<()> {
     match call.stage {
-        Stage::PostDump => wait_for_look(),
+        Stage::PreDump | Stage::PostDump => wait_for_look(),
         Stage::PreRestore if has_own_mounts(&call.images) => Ok(()),
         Stage::PostSetupNamespaces if !has_own_mounts(&call.images) => Ok(()),
         Stage::PreRestore | Stage::PostSetupNamespaces | Stage::PreResume => start_worker(call),
@@ -40,7 +40,8 @@ pub fn run(call: &Call) -> anyhow::Result<()> {
 /// This program again, with the same environment.
 fn ourselves(part: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["criu-hook", "--part", part]);
+    let criu = parent_id().to_string();
+    command.args(["criu-hook", "--part", part, "--criu", &criu]);
     command
 }
 
@@ -74,18 +75,19 @@ fn give_up(child: &mut Child) {
 fn start_worker(call: &Call) -> anyhow::Result<()> {
     // Open, because CRIU may be done with the directory before the worker
     // comes to it.
-    let Some(list) = list::open(&call.images)? else {
+    let Some(list) = list::open(&call.images.join(LIST))? else {
         return Ok(());
     };
     let (out, err) = match log().and_then(|log| Ok((log.try_clone()?, log))) {
         Ok((out, err)) => (out.into(), err.into()),
         Err(error) => {
-            eprintln!("migrator: failed to open the log in {RUN}: {error}; there is none");
+            // Into CRIU's log, if there is room: `eprintln!` would panic.
+            let why = format!("failed to open the log in {RUN}: {error}; there is none");
+            _ = writeln!(io::stderr(), "migrator: {why}");
             (Stdio::null(), Stdio::null())
         }
     };
     ourselves("prefetch")
-        .args(["--restore", &parent_id().to_string()])
         .stdin(list)
         .stdout(out)
         .stderr(err)
@@ -94,10 +96,18 @@ fn start_worker(call: &Call) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes the directory [`RUN`], which is for root alone.
+///
+/// # Errors
+/// It can't be made.
+pub fn make_run() -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(RUN)
+}
+
 /// What the workers say; the one before is kept beside it.
 fn log() -> io::Result<File> {
+    make_run()?;
     let run = Path::new(RUN);
-    DirBuilder::new().recursive(true).mode(0o700).create(run)?;
     let path = run.join("criu-hook.log");
     if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES) {
         fs::rename(&path, run.join("criu-hook.log.1"))?;

@@ -45,7 +45,7 @@ pub fn run(call: &Call, restore: i32) -> anyhow::Result<()> {
     // Away from the terminal and the process group that CRIU has. It fails
     // only for one who leads a group, which is away already.
     _ = setsid();
-    yield_to_others();
+    yield_to_others(call.stage == Stage::PreResume);
     let lock = take_over(restore);
     end_with(call.init.unwrap_or(restore), lock.path())?;
     let who = match call.init {
@@ -104,16 +104,18 @@ fn root_of(init: i32) -> anyhow::Result<Arc<OwnedFd>> {
 }
 
 /// The processor, the disk and, should it come to that, memory are for others
-/// first.
-fn yield_to_others() {
+/// first: for CRIU, and then for the tree.
+fn yield_to_others(resumed: bool) {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     /// Best effort, the last of its eight levels; linux/ioprio.h.
     const LAST: i32 = 2 << 13 | 7;
+    const IDLE: i32 = 3 << 13;
+    let (nice, disk) = if resumed { (10, LAST) } else { (19, IDLE) };
     // SAFETY: numbers only, and of our own process. What fails leaves us as
     // important as CRIU, which is no harm.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, LAST);
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, disk);
     }
     _ = fs::write("/proc/self/oom_score_adj", "1000");
 }
@@ -235,4 +237,48 @@ fn pidfd(pid: i32) -> nix::Result<OwnedFd> {
     let fd = Errno::result(fd)? as i32;
     // SAFETY: a descriptor that was just made, and that nobody else knows of.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_seen() {
+        let mut other = process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .expect("sleep");
+        let watched = pidfd(other.id().cast_signed()).expect("a pidfd");
+        assert!(!has_ended(&watched, Duration::from_millis(1)));
+        other.kill().expect("killed");
+        // Before anybody has waited for it: a zombie has ended.
+        assert!(has_ended(&watched, Duration::from_secs(60)));
+        other.wait().expect("waited");
+    }
+
+    #[test]
+    fn the_lock_is_taken_from_the_one_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lock");
+        let mut before = process::Command::new("flock")
+            .args(["--no-fork", "--exclusive"])
+            .arg(&path)
+            .args(["sleep", "1000"])
+            .spawn()
+            .expect("flock of util-linux");
+        let held = || {
+            let file = File::open(&path).ok()?;
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).err()
+        };
+        while held().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        fs::write(&path, before.id().to_string()).expect("its pid");
+        assert!(lock(&path).expect("no error").is_some());
+        let status = before.wait().expect("waited");
+        assert!(!status.success(), "it was killed");
+        let own = fs::read_to_string(&path).expect("a pid");
+        assert_eq!(own, process::id().to_string());
+    }
 }

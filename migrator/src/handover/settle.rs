@@ -225,6 +225,18 @@ pub fn decide(
     Ok((decision, Some(peer)))
 }
 
+/// Tells a destination that runs the tree, and whose connection is lost, that
+/// the source's has ended: once, for it only lets it clean up.
+pub fn tell_ended(session: &Session, origin: &Origin) {
+    let Ok(runtime) = transfer::runtime() else {
+        return;
+    };
+    if let Ok((true, peer)) = ask(session, origin, &runtime) {
+        peer.leave(Some(Message::Ended));
+    }
+    runtime.shutdown_background();
+}
+
 /// Asks the destination whether the tree runs there. If it does not, it never
 /// will.
 fn ask(

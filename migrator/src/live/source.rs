@@ -634,6 +634,10 @@ impl Host<'_> {
                 }
                 Ok(_) => {}
                 Err(error) => {
+                    // So that nothing is kept there for us to ask for.
+                    if let Some(origin) = &self.journal.source {
+                        settle::tell_ended(&self.session, origin);
+                    }
                     break Arrival {
                         prefetch_error: Some(format!("{error:#}")),
                         ..Arrival::default()

@@ -45,6 +45,11 @@ impl Process {
             .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))
     }
 
+    /// Whether its id is still taken by it, be it as a zombie.
+    pub fn is_there(self) -> bool {
+        self.stat().is_some()
+    }
+
     /// Whether it does not run because CRIU or a debugger holds it (`t`), or
     /// a signal has stopped it.
     pub fn is_held(self) -> bool {
