@@ -70,10 +70,15 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
                 // that runs into a page on its way from the disk. Where the
                 // read ends just one buffer behind the one before, it also
                 // began where that one ended.
-                let next = cursor.last + 1;
                 let buffer_end = (cursor.last + cursor.length).min(pages.wrapping_sub(1));
-                if kind == Again::Request && index > next && last == buffer_end {
-                    first = next;
+                if kind == Again::Request && last == buffer_end {
+                    // SAFETY: as above. The read is volatile to come after the
+                    // comparison: LLVM would make `first` a minimum, whose
+                    // branch no CPU can foresee when reads are random.
+                    let next = unsafe { (&raw const cursor.last).read_volatile() } + 1;
+                    if index > next {
+                        first = next;
+                    }
                 }
                 quiet = index == cursor.last;
                 cursor.length = last - first + 1;
@@ -119,13 +124,16 @@ fn mark(
     counters: *mut Counters,
 ) -> u64 {
     let mut start = first;
-    let mut quiet = quiet;
     let mut said = 0;
-    for _ in 0..BATCH {
+    for round in 0..BATCH {
         let chunk = start / CHUNK_PAGES;
         let end = last.min(chunk * CHUNK_PAGES + CHUNK_PAGES - 1);
         let key = ChunkKey::new(inode.number, inode.device, chunk as u32);
-        let told = mark_chunk(key.inode, key.place, start, end, u64::from(quiet));
+        // Most reads end in the chunk where they begin: they go without a call.
+        let told = match round {
+            0 => mark_chunk(key, start, end, u64::from(quiet)),
+            _ => mark_next_chunk(key.inode, key.place, start, end),
+        };
         // SAFETY: this CPU's entry of the map.
         unsafe { (*counters).chunks_lost += told & told::LOST };
         said |= told;
@@ -133,7 +141,6 @@ fn mark(
         if start > last {
             break;
         }
-        quiet = false;
     }
     if said & (told::NEW | told::HALF_FULL) != 0 {
         announce(inode, said, task, counters);
@@ -141,19 +148,25 @@ fn mark(
     (last + 1).saturating_sub(start)
 }
 
-/// Marks the pages `first..=last` of a file, which lie in one chunk, and gives
-/// the bits of [`told`].
+/// [`mark_chunk`] for every chunk but the first.
 ///
 /// A global function: the verifier looks at it once and by itself, whatever
 /// its arguments, and then believes it at each call. Inlined into the loop
-/// over chunks, it had to be followed anew in every round.
+/// over chunks, it would be followed anew in every round, which some kernels
+/// give up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn mark_chunk(inode: u64, place: u64, first: u64, last: u64, quiet: u64) -> u64 {
-    let key = ChunkKey { inode, place };
-    let (entry, told) = match find(&key) {
-        Some(found) => found,
-        None => return told::LOST,
+extern "C" fn mark_next_chunk(inode: u64, place: u64, first: u64, last: u64) -> u64 {
+    mark_chunk(ChunkKey { inode, place }, first, last, 0)
+}
+
+/// Marks the pages `first..=last` of a file, which lie in one chunk, and gives
+/// the bits of [`told`]. `quiet` is 1 where the first page is not used again,
+/// only still.
+#[inline(always)]
+fn mark_chunk(key: ChunkKey, first: u64, last: u64, quiet: u64) -> u64 {
+    let Some((entry, told)) = find(key) else {
+        return told::LOST;
     };
     let Some(bits) = CHUNK_BITS.get_ptr_mut(entry) else {
         return told::LOST;
@@ -202,7 +215,7 @@ fn mark_word(word: *mut WordBits, mask: u64, still: u64) {
 /// Finds the entry of a chunk on the written side, or takes one for it, which
 /// the bits of [`told`] tell.
 #[inline(always)]
-fn find(key: &ChunkKey) -> Option<(u32, u64)> {
+fn find(key: ChunkKey) -> Option<(u32, u64)> {
     let sides = SIDES.get_ptr_mut(0)?;
     // SAFETY: an entry of the map.
     let side = unsafe { core::ptr::read_volatile(&raw const (*sides).written) } as u32 & 1;
