@@ -1,27 +1,22 @@
 //! Marks pages in the access map.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use migrator_common::access::{
-    CHUNK_PAGES, CHUNK_WORDS, CURSORS, ChunkBits, ChunkKey, Cursor, PROBES, Sides, WordBits,
+    CHUNK_PAGES, CHUNK_WORDS, CURSORS, ChunkKey, Cursor, PROBES, Sides, WordBits,
 };
 use migrator_common::event::{Counters, Event, FileKey, HALF_FULL, NEW_FILE};
 
 use crate::atomic;
 use crate::config::config;
+use crate::filter::Task;
 use crate::inode::Inode;
 use crate::maps::{CHUNK_BITS, CHUNK_KEYS, COUNTERS, CURSOR_TABLE, EVENTS, FILES, SIDES};
 
 /// Chunks that one report of a read can mark. It is for at most one batch of 31
 /// folios of 512 pages each before the next report comes, which is 31 chunks
 /// and one more for a start in the middle of a chunk.
-pub(crate) const BATCH: u32 = 32;
-/// The same for a folio: at most 2^11 pages (EXT4_MAX_PAGECACHE_ORDER), and
-/// aligned to its size.
-pub(crate) const FOLIO: u32 = 4;
-/// The same for fault-around: at most a page table's 512 pages, anywhere.
-pub(crate) const PAGE_TABLE: u32 = 2;
-/// The same for one page.
-pub(crate) const ONE_PAGE: u32 = 1;
+/// The longest of the others is a folio of 2^11 pages
+/// (EXT4_MAX_PAGECACHE_ORDER).
+const BATCH: u32 = 32;
 
 /// When a page that is already marked counts as used again.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,11 +29,9 @@ pub(crate) enum Again {
     Mapping,
 }
 
-/// Marks the pages `index..=last`, as far as the file reaches, in at most so
-/// many `chunks`. That is a constant for each program, and the smaller it is
-/// the sooner the verifier is done: it follows the loop round by round.
+/// Marks the pages `index..=last` as used by `task`, as far as the file reaches.
 #[inline(always)]
-pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: u32) {
+pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Again) {
     let pages = inode.pages();
     // A write beyond the end of the file comes before the file has grown.
     let last = if kind == Again::Write || last < pages {
@@ -58,7 +51,7 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: 
     let mut first = index;
     let mut quiet = false;
     if kind != Again::Mapping {
-        let owner = inode.mixed() ^ bpf_get_current_pid_tgid().rotate_left(24);
+        let owner = inode.mixed() ^ task.0.rotate_left(24);
         let Some(cursor) = CURSOR_TABLE
             .get_ptr_mut((owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32 & (CURSORS - 1))
         else {
@@ -77,10 +70,15 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: 
                 // that runs into a page on its way from the disk. Where the
                 // read ends just one buffer behind the one before, it also
                 // began where that one ended.
-                let next = cursor.last + 1;
                 let buffer_end = (cursor.last + cursor.length).min(pages.wrapping_sub(1));
-                if kind == Again::Request && index > next && last == buffer_end {
-                    first = next;
+                if kind == Again::Request && last == buffer_end {
+                    // SAFETY: as above. The read is volatile to come after the
+                    // comparison: LLVM would make `first` a minimum, whose
+                    // branch no CPU can foresee when reads are random.
+                    let next = unsafe { (&raw const cursor.last).read_volatile() } + 1;
+                    if index > next {
+                        first = next;
+                    }
                 }
                 quiet = index == cursor.last;
                 cursor.length = last - first + 1;
@@ -92,16 +90,26 @@ pub(crate) fn access(inode: &Inode, index: u64, last: u64, kind: Again, chunks: 
         cursor.index = index;
         cursor.last = last;
         cursor.marked =
-            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(chunks) * CHUNK_PAGES - 1) + 1;
+            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(BATCH) * CHUNK_PAGES - 1) + 1;
         if first > last {
             return;
         }
     }
-    let rest = mark(inode, first, last, quiet, chunks, counters);
+    let rest = mark(inode, first, last, quiet, task, counters);
     if kind == Again::Mapping {
         // SAFETY: as above. Of a request the next report tells what is lost.
         unsafe { (*counters).pages_lost += rest };
     }
+}
+
+/// What [`mark_chunk`] tells, as bits.
+mod told {
+    /// The chunk found no place in the access map.
+    pub(super) const LOST: u64 = 1;
+    /// The chunk is new on the written side.
+    pub(super) const NEW: u64 = 2;
+    /// With this chunk the side is half full.
+    pub(super) const HALF_FULL: u64 = 4;
 }
 
 /// Marks `first..=last`, or as much of it as one report can, and gives how many
@@ -112,56 +120,73 @@ fn mark(
     first: u64,
     last: u64,
     quiet: bool,
-    chunks: u32,
+    task: Task,
     counters: *mut Counters,
 ) -> u64 {
     let mut start = first;
-    let mut quiet = quiet;
-    for _ in 0..chunks {
+    let mut said = 0;
+    for round in 0..BATCH {
         let chunk = start / CHUNK_PAGES;
-        let end = if last / CHUNK_PAGES == chunk {
-            last % CHUNK_PAGES
-        } else {
-            CHUNK_PAGES - 1
+        let end = last.min(chunk * CHUNK_PAGES + CHUNK_PAGES - 1);
+        let key = ChunkKey::new(inode.number, inode.device, chunk as u32);
+        // Most reads end in the chunk where they begin: they go without a call.
+        let told = match round {
+            0 => mark_chunk(key, start, end, u64::from(quiet)),
+            _ => mark_next_chunk(key.inode, key.place, start, end),
         };
-        match find(inode, chunk as u32, counters) {
-            Some(bits) => mark_chunk(bits, start % CHUNK_PAGES, end, quiet),
-            // SAFETY: this CPU's entry of the map.
-            None => unsafe { (*counters).chunks_lost += 1 },
-        }
-        start = (chunk + 1) * CHUNK_PAGES;
+        // SAFETY: this CPU's entry of the map.
+        unsafe { (*counters).chunks_lost += told & told::LOST };
+        said |= told;
+        start = end + 1;
         if start > last {
-            return 0;
+            break;
         }
-        quiet = false;
     }
-    last - start + 1
+    if said & (told::NEW | told::HALF_FULL) != 0 {
+        announce(inode, said, task, counters);
+    }
+    (last + 1).saturating_sub(start)
 }
 
-/// Marks the pages `first..=last` of a chunk.
+/// [`mark_chunk`] for every chunk but the first.
+///
+/// A global function: the verifier looks at it once and by itself, whatever
+/// its arguments, and then believes it at each call. Inlined into the loop
+/// over chunks, it would be followed anew in every round, which some kernels
+/// give up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mark_next_chunk(inode: u64, place: u64, first: u64, last: u64) -> u64 {
+    mark_chunk(ChunkKey { inode, place }, first, last, 0)
+}
+
+/// Marks the pages `first..=last` of a file, which lie in one chunk, and gives
+/// the bits of [`told`]. `quiet` is 1 where the first page is not used again,
+/// only still.
 #[inline(always)]
-fn mark_chunk(bits: *mut ChunkBits, first: u64, last: u64, quiet: bool) {
-    let mut word = 0;
-    while word < CHUNK_WORDS as u64 {
-        let begin = word * 64;
-        if first < begin + 64 && last >= begin {
-            let low = first.saturating_sub(begin);
-            let high = if last - begin < 63 { last - begin } else { 63 };
-            let mask = (u64::MAX << (low & 63)) & (u64::MAX >> ((63 - high) & 63));
-            let still = if quiet && first >= begin {
-                1 << (low & 63)
-            } else {
-                0
-            };
-            // SAFETY: `word` is below the number of words in the map's value.
-            mark_word(
-                unsafe { bits.cast::<WordBits>().add(word as usize) },
-                mask,
-                still,
-            );
+fn mark_chunk(key: ChunkKey, first: u64, last: u64, quiet: u64) -> u64 {
+    let Some((entry, told)) = find(key) else {
+        return told::LOST;
+    };
+    let Some(bits) = CHUNK_BITS.get_ptr_mut(entry) else {
+        return told::LOST;
+    };
+    let (mut word, last_word) = (first % CHUNK_PAGES / 64, last % CHUNK_PAGES / 64);
+    let mut mask = u64::MAX << (first % 64);
+    let mut still = quiet << (first % 64);
+    // SAFETY: below the number of words in the map's value.
+    let at = |word: u64| unsafe { bits.cast::<WordBits>().add(word as usize % CHUNK_WORDS) };
+    for _ in 1..CHUNK_WORDS {
+        if word >= last_word {
+            break;
         }
+        mark_word(at(word), mask, still);
         word += 1;
+        mask = u64::MAX;
+        still = 0;
     }
+    mark_word(at(word), mask & u64::MAX >> (63 - last % 64), still);
+    told
 }
 
 /// Marks the pages in `mask`; those in `still` never count as used again.
@@ -187,10 +212,10 @@ fn mark_word(word: *mut WordBits, mask: u64, still: u64) {
     }
 }
 
-/// Finds the bits of a chunk on the written side, or takes an entry for it.
+/// Finds the entry of a chunk on the written side, or takes one for it, which
+/// the bits of [`told`] tell.
 #[inline(always)]
-fn find(inode: &Inode, chunk: u32, counters: *mut Counters) -> Option<*mut ChunkBits> {
-    let key = ChunkKey::new(inode.number, inode.device, chunk);
+fn find(key: ChunkKey) -> Option<(u32, u64)> {
     let sides = SIDES.get_ptr_mut(0)?;
     // SAFETY: an entry of the map.
     let side = unsafe { core::ptr::read_volatile(&raw const (*sides).written) } as u32 & 1;
@@ -208,15 +233,12 @@ fn find(inode: &Inode, chunk: u32, counters: *mut Counters) -> Option<*mut Chunk
                 number_now = atomic::claim(number, key.inode);
             }
             if number_now == key.inode {
-                let mut place_now = place.read_volatile();
-                if place_now == 0 {
-                    place_now = atomic::claim(place, key.place);
-                    if place_now == key.place {
-                        announce(inode, sides, side, counters);
-                    }
-                }
+                let place_now = place.read_volatile();
                 if place_now == key.place {
-                    return CHUNK_BITS.get_ptr_mut(entry);
+                    return Some((entry, 0));
+                }
+                if place_now == 0 && atomic::claim(place, key.place) == key.place {
+                    return Some((entry, told::NEW | count(sides, side)));
                 }
             }
         }
@@ -225,24 +247,9 @@ fn find(inode: &Inode, chunk: u32, counters: *mut Counters) -> Option<*mut Chunk
     None
 }
 
-/// Counts an entry that was just taken, and tells userspace of a new file and
-/// of a side that is half full. Happens once per chunk and epoch.
+/// Counts an entry that was just taken.
 #[inline(always)]
-fn announce(inode: &Inode, sides: *mut Sides, side: u32, counters: *mut Counters) {
-    let key = FileKey {
-        inode: inode.number,
-        device: inode.device,
-        generation: inode.generation(),
-    };
-    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is not read.
-    if unsafe { FILES.get(key) }.is_none() {
-        if FILES.insert(key, process, 0).is_err() {
-            // SAFETY: this CPU's entry of the map.
-            unsafe { (*counters).files_lost += 1 };
-        }
-        tell(NEW_FILE, process, key, counters);
-    }
+fn count(sides: *mut Sides, side: u32) -> u64 {
     // SAFETY: an entry of the map; `side` is 0 or 1.
     let taken = unsafe {
         atomic::increment(
@@ -252,6 +259,31 @@ fn announce(inode: &Inode, sides: *mut Sides, side: u32, counters: *mut Counters
         )
     };
     if taken + 1 == u64::from(config(|c| &c.chunk_mask)) / 2 {
+        told::HALF_FULL
+    } else {
+        0
+    }
+}
+
+/// Tells userspace of a new file and of a side that is half full. Happens at
+/// most once per chunk and epoch.
+#[inline(always)]
+fn announce(inode: &Inode, said: u64, task: Task, counters: *mut Counters) {
+    let key = FileKey {
+        inode: inode.number,
+        device: inode.device,
+        generation: inode.generation(),
+    };
+    let process = task.process();
+    // SAFETY: the value is not read.
+    if unsafe { FILES.get(key) }.is_none() {
+        if FILES.insert(key, process, 0).is_err() {
+            // SAFETY: this CPU's entry of the map.
+            unsafe { (*counters).files_lost += 1 };
+        }
+        tell(NEW_FILE, process, key, counters);
+    }
+    if said & told::HALF_FULL != 0 {
         tell(HALF_FULL, process, key, counters);
     }
 }

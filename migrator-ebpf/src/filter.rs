@@ -8,26 +8,36 @@ use migrator_common::config::{FILTER_CGROUP, FILTER_PROCESSES};
 use crate::config::config;
 use crate::maps::PROCESSES;
 
-/// Whether the current task is observed. migrator itself never is: it may well
+/// A task, as `bpf_get_current_pid_tgid` names it: its process id in the upper
+/// half, its thread id in the lower.
+#[derive(Clone, Copy)]
+pub(crate) struct Task(pub(crate) u64);
+
+impl Task {
+    /// Process id, in the initial pid namespace.
+    #[inline(always)]
+    pub(crate) fn process(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// The current task, if it is observed. migrator itself never is: it may well
 /// be a member of the cgroup, and writes its list into the page cache.
 #[inline(always)]
-pub(crate) fn wanted() -> bool {
-    match config(|c| &c.filter) {
+pub(crate) fn observed() -> Option<Task> {
+    let task = Task(bpf_get_current_pid_tgid());
+    let wanted = match config(|c| &c.filter) {
         FILTER_CGROUP => {
             // SAFETY: a helper without side effects; it gives 0, which is no
             // cgroup's id, where the task is not that deep in the hierarchy.
             let id =
                 unsafe { bpf_get_current_ancestor_cgroup_id(config(|c| &c.cgroup_level) as i32) };
-            id == config(|c| &c.cgroup_id) && current_process() != config(|c| &c.own_process)
+            id == config(|c| &c.cgroup_id) && task.process() != config(|c| &c.own_process)
         }
-        FILTER_PROCESSES => is_observed(current_process()),
-        _ => current_process() != config(|c| &c.own_process),
-    }
-}
-
-#[inline(always)]
-fn current_process() -> u32 {
-    (bpf_get_current_pid_tgid() >> 32) as u32
+        FILTER_PROCESSES => is_observed(task.process()),
+        _ => task.process() != config(|c| &c.own_process),
+    };
+    wanted.then_some(task)
 }
 
 /// Whether a process is marked in the process table.

@@ -4,20 +4,20 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::access::{Again, BATCH, FOLIO, ONE_PAGE, PAGE_TABLE, access};
+use crate::access::{Again, access};
 use crate::config::config;
 use crate::filter;
 use crate::inode::{Inode, folio_pages, task_ids};
 
-/// Reads: `(mapping, index, last_index)`, since Linux 6.13. `last_index` is
+/// Reads: `(mapping, index, last_index)`, since Linux 6.12. `last_index` is
 /// inclusive and covers all that is left of the request. Also splice, exec and
 /// io_uring.
 #[btf_tracepoint(function = "mm_filemap_get_pages")]
 pub fn get_pages(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted()
+    if let Some(task) = filter::observed()
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
-        access(&inode, ctx.arg(1), ctx.arg(2), Again::Request, BATCH);
+        access(task, &inode, ctx.arg(1), ctx.arg(2), Again::Request);
     }
     0
 }
@@ -27,10 +27,10 @@ pub fn get_pages(ctx: BtfTracePointContext) -> i32 {
 /// all of them count as used.
 #[btf_tracepoint(function = "mm_filemap_map_pages")]
 pub fn map_pages(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted()
+    if let Some(task) = filter::observed()
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
-        access(&inode, ctx.arg(1), ctx.arg(2), Again::Mapping, PAGE_TABLE);
+        access(task, &inode, ctx.arg(1), ctx.arg(2), Again::Mapping);
     }
     0
 }
@@ -38,11 +38,11 @@ pub fn map_pages(ctx: BtfTracePointContext) -> i32 {
 /// A fault that fault-around could not serve: `(mapping, index)`.
 #[btf_tracepoint(function = "mm_filemap_fault")]
 pub fn fault(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted()
+    if let Some(task) = filter::observed()
         && let Some(inode) = Inode::of_mapping(ctx.arg(0))
     {
         let index = ctx.arg(1);
-        access(&inode, index, index, Again::Mapping, ONE_PAGE);
+        access(task, &inode, index, index, Again::Mapping);
     }
     0
 }
@@ -62,12 +62,12 @@ pub fn ext4_write_begin(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn write(inode: *const u8, position: u64, length: u32) -> i32 {
     if length != 0
-        && filter::wanted()
+        && let Some(task) = filter::observed()
         && let Some(inode) = Inode::new(inode)
     {
         let shift = config(|c| &c.page_shift);
         let last = (position + u64::from(length) - 1) >> shift;
-        access(&inode, position >> shift, last, Again::Write, FOLIO);
+        access(task, &inode, position >> shift, last, Again::Write);
     }
     0
 }
@@ -78,12 +78,12 @@ fn write(inode: *const u8, position: u64, length: u32) -> i32 {
 pub fn dirty_folio(ctx: BtfTracePointContext) -> i32 {
     let mapping: *const u8 = ctx.arg(1);
     if !mapping.is_null()
-        && filter::wanted()
+        && let Some(task) = filter::observed()
         && let Some(inode) = Inode::of_mapping(mapping)
         && inode.magic() != config(|c| &c.exact_writes_magic)
     {
         let (index, pages) = folio_pages(ctx.arg(0));
-        access(&inode, index, index + pages - 1, Again::Write, FOLIO);
+        access(task, &inode, index, index + pages - 1, Again::Write);
     }
     0
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::BtfTracePoint;
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use migrator_common::access::{ChunkBits, ChunkKey, PROCESS_PAGE};
 use migrator_common::config::{Config, FILTER_ALL, FILTER_CGROUP, FILTER_PROCESSES};
 use migrator_common::event::{Counters, Event, FileKey};
@@ -76,6 +76,9 @@ impl EbpfSource {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
+            // Of a program that is refused we want to know why. The default
+            // tells each step as well, which takes ten times as long.
+            .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("CHUNK_KEYS", 2 * chunks)
             .map_max_entries("CHUNK_BITS", 2 * chunks)
             .map_max_entries("PROCESSES", process_pages)
