@@ -163,14 +163,16 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The same for a tree that belongs to nobody.
+    /// The same for a tree that belongs to nobody. Its process ids are some
+    /// that the destination, booted at the same time, has not come to.
     ///
     /// # Errors
     /// As above.
     pub fn start_plain(hosts: &Hosts, name: &str) -> Result<Self> {
         Self::start(hosts, name, |directory| {
             format!(
-                "cd /; setsid --fork /vm/steps run {directory} --interval 20 \
+                "cd /; echo 20000 >/proc/sys/kernel/ns_last_pid
+                 setsid --fork /vm/steps run {directory} --interval 20 \
                  </dev/null >/dev/null 2>&1"
             )
         })
