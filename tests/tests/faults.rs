@@ -134,6 +134,10 @@ fn run(hosts: &mut Hosts, case: Case, delay: Duration) -> Result<&'static str> {
         hosts.restart(Destination)?;
     }
     let moved = moving.finish()?;
+    if case.fault == AllKilledAtSource {
+        // Nobody is left who could know of it.
+        hosts.source.run("migrator recover")?;
+    }
     let code = moved.status.code();
     let outcome = || -> Result<&'static str> {
         if case.fault == PowerCut && matches!(code, Some(0 | 3)) {
