@@ -4,6 +4,8 @@
 //!
 //! `cargo xtask test` runs the tests, as root and one at a time.
 
+pub mod containers;
+pub mod fault;
 pub mod mapped;
 pub mod mount;
 pub mod random;

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Leave out the tests on the running kernel, which need root.
     #[arg(long)]
     unprivileged: bool,
+    /// Run only the migrations between virtual machines, and their faults.
+    #[arg(long, conflicts_with = "unprivileged")]
+    vm: bool,
 }
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
@@ -33,30 +36,44 @@ const PRIVILEGED: &[Step] = &[
     ("tests on the running kernel", kernel_tests),
 ];
 
+/// What needs hosts of its own; `docs/test-hosts.md` tells of them.
+const BETWEEN_HOSTS: &[Step] = &[
+    ("build", build::run),
+    ("migrations between hosts", |workspace| {
+        host_tests(workspace, "live")
+    }),
+    ("faults during migrations", |workspace| {
+        host_tests(workspace, "faults")
+    }),
+];
+
 /// Runs the steps, then says how long each took.
 ///
 /// # Errors
 /// At the first step that fails; and without root, when the tests that need
 /// it were asked for: what did not run has not passed.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    let privileged = if args.unprivileged || !packages::is_root() {
-        &[]
+    let (first, privileged): (&[Step], &[Step]) = if args.vm {
+        (BETWEEN_HOSTS, &[])
+    } else if args.unprivileged || !packages::is_root() {
+        (UNPRIVILEGED, &[])
     } else {
-        PRIVILEGED
+        (UNPRIVILEGED, PRIVILEGED)
     };
     let mut times = Vec::new();
-    let result = UNPRIVILEGED
-        .iter()
-        .chain(privileged)
-        .try_for_each(|(name, step)| {
-            println!("\n=== {name}");
-            let start = Instant::now();
-            let result = step(workspace);
-            times.push((*name, result.is_ok(), start.elapsed()));
-            result
-        });
+    let result = first.iter().chain(privileged).try_for_each(|(name, step)| {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let result = step(workspace);
+        times.push((*name, result.is_ok(), start.elapsed()));
+        result
+    });
     summarize(&times);
     result?;
+    if args.vm {
+        println!("Everything between hosts passed.");
+        return Ok(());
+    }
     match (args.unprivileged, packages::is_root()) {
         (true, _) => println!("The tests on the running kernel were left out: --unprivileged."),
         (false, true) => println!("Everything passed."),
@@ -113,6 +130,16 @@ fn kernel_tests(workspace: &Workspace) -> Result<()> {
             .args(["test", "--package", "migrator-tests"])
             .args(["--", "--test-threads=1"])
             .env("MIGRATOR_BIN", workspace.dist().join("migrator")),
+    )
+}
+
+/// One file of the tests that bring up the test hosts.
+fn host_tests(workspace: &Workspace, name: &str) -> Result<()> {
+    command::run(
+        workspace
+            .cargo()
+            .args(["test", "--package", "migrator-tests", "--test", name])
+            .args(["--", "--ignored", "--nocapture", "--test-threads=1"]),
     )
 }
 
