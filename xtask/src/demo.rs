@@ -85,7 +85,7 @@ fn scale(kernel: String) -> Scale {
     Scale {
         kernel,
         size: 192,
-        rate: 160,
+        rate: 120,
         window: 32.0,
     }
 }
@@ -202,21 +202,21 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::bench::curve::{Place, Point};
+    use crate::bench::curve::Point;
 
     #[test]
     fn each_way_has_its_column() {
-        let mut curve = Curve::default();
-        for at in -5..=1 {
-            let bytes = (at + 5) as u64 * 100_000_000;
-            let at = f64::from(at);
-            curve.push(Place::Source, Point { at, bytes });
-        }
-        for at in 3..=40 {
-            let bytes = 600_000_000 + (at - 2) * 50_000_000;
-            let at = at as f64;
-            curve.push(Place::Destination, Point { at, bytes });
-        }
+        let point = |at: i32, bytes: u64| Point {
+            at: f64::from(at),
+            bytes,
+        };
+        let source: Vec<_> = (-5..=1)
+            .map(|at| point(at, (at + 5) as u64 * 100_000_000))
+            .collect();
+        let destination: Vec<_> = (3..=40)
+            .map(|at| point(at, 600_000_000 + (at - 3) as u64 * 60_000_000))
+            .collect();
+        let curve = Curve::of(&source, &destination);
         let trial = Trial {
             curve,
             pass: 100_000_000,
@@ -229,7 +229,7 @@ mod tests {
             lines[1].starts_with("frozen") && lines[1].ends_with("2.0 s"),
             "{text}"
         );
-        assert!(lines[2].ends_with("100 MB/s"), "{text}");
-        assert!(lines[4].ends_with("1.6 GB"), "{text}");
+        assert!(lines[2].ends_with("60 MB/s"), "{text}");
+        assert!(lines[4].ends_with("1.8 GB"), "{text}");
     }
 }

@@ -35,7 +35,7 @@ const CHUNK: usize = 128 << 10;
 
 /// `watch` writes so many samples at once: a write costs a guest without KVM
 /// as much as many samples.
-const BATCH: usize = 8;
+const BATCH: usize = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();

@@ -72,12 +72,12 @@ impl Arm {
             // Both prefetchers begin with the stop, as well as one can without
             // being asked by CRIU: at the time when criu is started.
             Self::Paper => format!(
-                "{WORKLOAD} active {pid} | ssh {CONTROL} destination {WORKLOAD} pages & {}; wait",
+                "{WORKLOAD} active {pid} | ssh {CONTROL} destination {WORKLOAD} pages & {}; wait $!",
                 criu(pid),
             ),
             Self::Vmtouch => format!(
                 "files=$(find /proc/{pid}/fd -type l -printf '%l\\n' | grep ^/mnt/); \
-                 ssh {CONTROL} destination vmtouch -tq $files & {}; wait",
+                 ssh {CONTROL} destination vmtouch -tq $files & {}; wait $!",
                 criu(pid),
             ),
             Self::NoWarmup => format!("{} --no-warmup", migrator(pid)),

@@ -174,22 +174,22 @@ fn draw(record: &Record, path: &Path, workload: Workload) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::curve::{Curve, Place, Point};
+    use super::super::curve::{Curve, Point};
     use super::*;
 
-    /// Warm at 100 MB/s, stopped at 1, resumed at 3, then `speed`.
+    /// Warm at 100 MB/s, stopped at 1, resumed at 2, then `speed`.
     fn trial(speed: u64) -> Trial {
-        let mut curve = Curve::default();
-        for at in -5..=1 {
-            let bytes = (at + 5) as u64 * 100_000_000;
-            let at = f64::from(at);
-            curve.push(Place::Source, Point { at, bytes });
-        }
-        for at in 3..=13 {
-            let bytes = 600_000_000 + (at - 2) * speed;
-            let at = at as f64;
-            curve.push(Place::Destination, Point { at, bytes });
-        }
+        let point = |at: i32, bytes: u64| Point {
+            at: f64::from(at),
+            bytes,
+        };
+        let source: Vec<_> = (-5..=1)
+            .map(|at| point(at, (at + 5) as u64 * 100_000_000))
+            .collect();
+        let destination: Vec<_> = (2..=13)
+            .map(|at| point(at, 600_000_000 + (at - 2) as u64 * speed))
+            .collect();
+        let curve = Curve::of(&source, &destination);
         Trial {
             curve,
             pass: 200_000_000,
@@ -213,12 +213,12 @@ mod tests {
         assert_eq!(sample[READ_AFTER], 250e6);
         assert_eq!(
             (&sample[FREEZE], &sample[RESUMED]),
-            (&json!(2.0), &json!(3.0))
+            (&json!(1.0), &json!(2.0))
         );
         assert_eq!(sample[WARM], 100e6);
         assert_eq!(sample["curve"][0], json!([-5.0, -500e6]));
-        // A second of the first pass was over when it was first seen.
-        assert_eq!(sample[FIRST], (200e6_f64 / 3.0).round());
+        assert_eq!(sample[FIRST], 50e6);
+        assert_eq!(sample[FIRST_TO_WARM], 0.5);
     }
 
     #[test]

@@ -266,7 +266,7 @@ fn failed(path: &Path, error: &dyn fmt::Display) -> anyhow::Error {
 mod tests {
     use std::fs;
 
-    use super::super::curve::{Place, Point};
+    use super::super::curve::Point;
     use super::*;
 
     fn drawn(draw: impl FnOnce(&Path) -> Result<()>) -> String {
@@ -305,17 +305,14 @@ mod tests {
 
     #[test]
     fn a_story_tells_where_the_process_was() {
-        let mut curve = Curve::default();
-        for at in -4..=0 {
-            let bytes = (at + 4) as u64 * 1_000_000;
-            let at = f64::from(at);
-            curve.push(Place::Source, Point { at, bytes });
-        }
-        for at in 2..=6 {
-            let bytes = (at + 4) as u64 * 1_000_000;
-            let at = f64::from(at);
-            curve.push(Place::Destination, Point { at, bytes });
-        }
+        let points = |range: std::ops::RangeInclusive<i32>| -> Vec<Point> {
+            let point = |at: i32| Point {
+                at: f64::from(at),
+                bytes: (at + 4) as u64 * 1_000_000,
+            };
+            range.map(point).collect()
+        };
+        let curve = Curve::of(&points(-4..=0), &points(2..=6));
         let story = Story {
             title: "a move",
             curve: &curve,

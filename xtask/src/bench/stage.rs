@@ -52,10 +52,10 @@ pub(crate) struct Scale {
     #[arg(long, default_value = "6.12")]
     pub(crate) kernel: String,
     /// Size of the file in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    #[arg(long, value_name = "MIB", default_value_t = 192)]
     pub(crate) size: u64,
     /// Megabits per second that each host can send
-    #[arg(long, value_name = "MBIT", default_value_t = 160)]
+    #[arg(long, value_name = "MBIT", default_value_t = 120)]
     pub(crate) rate: u32,
     /// Seconds from the order to move until it is asked how much has been read
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]

@@ -198,20 +198,17 @@ impl Drop for Order {
 
 #[cfg(test)]
 mod tests {
-    use super::super::curve::{Place, Point};
+    use super::super::curve::Point;
     use super::*;
 
     #[test]
     fn enough_is_time_since_both_events_and_whole_passes() {
-        let mut curve = Curve::default();
-        curve.push(Place::Source, Point { at: 0.0, bytes: 10 });
-        for at in 1..=10 {
-            let point = Point {
-                at: f64::from(at),
-                bytes: 10 + at as u64,
-            };
-            curve.push(Place::Destination, point);
-        }
+        let point = |at: u32| Point {
+            at: f64::from(at),
+            bytes: 10 + u64::from(at),
+        };
+        let destination: Vec<_> = (1..=10).map(point).collect();
+        let curve = Curve::of(&[point(0)], &destination);
         let reached = |ordered, resumed, passes| {
             let enough = Enough {
                 ordered,
@@ -222,7 +219,7 @@ mod tests {
         };
         assert!(reached(10.0, 9.0, 2));
         assert!(!reached(11.0, 0.0, 0));
-        assert!(!reached(0.0, 10.0, 0));
+        assert!(!reached(0.0, 11.0, 0));
         assert!(!reached(0.0, 0.0, 3));
     }
 }

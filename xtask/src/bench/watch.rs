@@ -13,11 +13,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::curve::{Curve, Place, Point};
+use super::curve::{Curve, Point};
 use super::stage::{Stage, WORKLOAD};
 
 /// How often the process is looked at.
-const EVERY: Duration = Duration::from_millis(25);
+const EVERY: Duration = Duration::from_millis(20);
+
+/// Where a process is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Source,
+    Destination,
+}
 
 /// A line, as it arrived.
 #[derive(Debug, Clone, Copy)]
@@ -151,20 +158,18 @@ fn parse(line: &str) -> Option<(f64, Option<(u64, u64)>)> {
 }
 
 fn curve(looks: &[Look], since: f64) -> Curve {
-    let mut curve = Curve::default();
-    for place in [Place::Source, Place::Destination] {
+    let points = |place: Place| -> Vec<Point> {
         let here = || looks.iter().filter(move |look| look.place == place);
         let ahead = here()
             .map(|look| look.arrived - look.taken)
             .fold(f64::INFINITY, f64::min);
-        for look in here() {
-            if let Some((bytes, _)) = look.read {
-                let at = look.taken + ahead - since;
-                curve.push(place, Point { at, bytes });
-            }
-        }
-    }
-    curve
+        let point = |look: &Look| {
+            let at = look.taken + ahead - since;
+            look.read.map(|(bytes, _)| Point { at, bytes })
+        };
+        here().filter_map(point).collect()
+    };
+    Curve::of(&points(Place::Source), &points(Place::Destination))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A graph of characters. Pure.
 
-use crate::bench::curve::{Curve, Place};
+use crate::bench::curve::Curve;
 
 /// Eighths of a character's height, from nothing to all.
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -19,7 +19,7 @@ pub(super) struct Span {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Column {
     /// Bytes per second, on one of the hosts.
-    Speed(Place, f64),
+    Speed(Paint, f64),
     /// The process is nowhere.
     Frozen,
     /// Not seen yet.
@@ -86,15 +86,15 @@ fn columns(curve: &Curve, span: Span, count: usize) -> Vec<Column> {
     let freeze = curve.freeze();
     let one = |number: usize| {
         let from = span.from + step * number as f64;
-        let to = from + step;
+        let (middle, to) = (from + step / 2.0, from + step);
         let Some(speed) = curve.speed(from, to) else {
             return Column::Unknown;
         };
         match freeze {
+            Some(freeze) if middle >= freeze.resumed => Column::Speed(Paint::Destination, speed),
+            Some(freeze) if middle >= freeze.stopped => Column::Frozen,
             _ if speed <= 0.0 => Column::Frozen,
-            Some(freeze) if from >= freeze.stopped && to <= freeze.resumed => Column::Frozen,
-            Some(freeze) if to > freeze.resumed => Column::Speed(Place::Destination, speed),
-            _ => Column::Speed(Place::Source, speed),
+            _ => Column::Speed(Paint::Source, speed),
         }
     };
     (0..count).map(one).collect()
@@ -104,14 +104,10 @@ fn cell(column: Column, row: usize, height: usize, top: f64) -> (Paint, char) {
     match column {
         Column::Unknown => (Paint::Frame, ' '),
         Column::Frozen => (Paint::Frozen, '░'),
-        Column::Speed(place, speed) => {
+        Column::Speed(paint, speed) => {
             // Whatever moves at all is seen.
             let eighths = (speed / top * height as f64 * 8.0).round().max(1.0) as usize;
             let here = eighths.saturating_sub(row * 8).min(8);
-            let paint = match place {
-                Place::Source => Paint::Source,
-                Place::Destination => Paint::Destination,
-            };
             (paint, EIGHTHS[here])
         }
     }
@@ -141,18 +137,17 @@ mod tests {
 
     /// 80 MB/s until 5, nothing until 10, then 10 MB/s; seen until 15.
     fn moved() -> Curve {
-        let mut curve = Curve::default();
-        for at in -5..=5 {
-            let bytes = (at + 5) as u64 * 80_000_000;
-            let at = f64::from(at);
-            curve.push(Place::Source, Point { at, bytes });
-        }
-        for at in 10..=15 {
-            let bytes = 800_000_001 + (at - 10) * 10_000_000;
-            let at = at as f64;
-            curve.push(Place::Destination, Point { at, bytes });
-        }
-        curve
+        let point = |at: i32, bytes: u64| Point {
+            at: f64::from(at),
+            bytes,
+        };
+        let source: Vec<_> = (-5..=5)
+            .map(|at| point(at, (at + 5) as u64 * 80_000_000))
+            .collect();
+        let destination: Vec<_> = (9..=15)
+            .map(|at| point(at, 800_000_000 + (at - 10).max(0) as u64 * 10_000_000))
+            .collect();
+        Curve::of(&source, &destination)
     }
 
     fn text(line: &[Piece]) -> String {
