@@ -197,14 +197,14 @@ pub(crate) fn stories(
             let mut chart = ChartBuilder::on(&area)
                 .margin_right(20)
                 .margin_top(26)
-                .set_label_area_size(LabelAreaPosition::Left, 60)
+                .set_label_area_size(LabelAreaPosition::Left, 64)
                 .set_label_area_size(LabelAreaPosition::Bottom, 34)
                 .build_cartesian_2d(from..to, 0.0..top)?;
             chart
                 .configure_mesh()
                 .y_labels(5)
                 .x_label_formatter(&|at| format!("{at:.0} s"))
-                .y_desc("MB/s")
+                .y_label_formatter(&|speed| format!("{speed:.0} MB/s"))
                 .axis_style(GREY)
                 .bold_line_style(FAINT)
                 .light_line_style(TRANSPARENT)
@@ -222,12 +222,16 @@ pub(crate) fn stories(
                 [(stopped, 0.0), (resumed, top)],
                 RED.mix(0.18).filled(),
             )])?;
-            let before = points.iter().copied().filter(|(at, _)| *at < stopped);
-            let after = points
-                .iter()
-                .copied()
-                .filter(|(at, _)| *at >= resumed - STEP);
-            for (series, color) in [(before.collect::<Vec<_>>(), BLUE), (after.collect(), GREEN)] {
+            // Up to the very moments, beyond which there is nothing to read.
+            let edge =
+                |at: f64, nearest: Option<&(f64, f64)>| nearest.map(|(_, speed)| (at, *speed));
+            let before = points.iter().take_while(|(at, _)| at + STEP <= stopped);
+            let mut before: Vec<_> = before.copied().collect();
+            before.extend(edge(stopped.min(to), before.last()));
+            let after = points.iter().skip_while(|(at, _)| *at < resumed);
+            let mut after: Vec<_> = after.copied().collect();
+            after.splice(0..0, edge(resumed, after.first()));
+            for (series, color) in [(before, BLUE), (after, GREEN)] {
                 chart.draw_series(
                     AreaSeries::new(series, 0.0, color.mix(0.25))
                         .border_style(color.stroke_width(2)),
@@ -237,17 +241,22 @@ pub(crate) fn stories(
             chart.draw_series([PathElement::new(order, GREY.stroke_width(1))])?;
             let style = (FONT, 15, &BLACK).into_text_style(&area);
             area.draw_text(story.title, &style, (62, 6))?;
-            if freeze.is_some() {
-                for (at, text, color) in [
-                    (from, "on the source", BLUE),
-                    (stopped, "frozen", RED),
-                    (resumed, "on the destination", GREEN),
-                ] {
-                    let style = (FONT, 12, &color).into_text_style(&area);
-                    let (x, _) = chart.backend_coord(&(at, 0.0));
-                    let (left, _) = area.get_base_pixel();
-                    area.draw_text(text, &style, (x - left + 4, 30))?;
-                }
+            let mut label = |at: f64, y: i32, text: &str, color: RGBColor| {
+                let (x, _) = chart.backend_coord(&(at, 0.0));
+                let (left, _) = area.get_base_pixel();
+                let style = (FONT, 12, &color).into_text_style(&area);
+                area.draw_text(text, &style, (x - left + 4, y))
+            };
+            label(0.0, 46, "order", GREY)?;
+            if let Some(freeze) = freeze {
+                label(from, 30, "on the source", BLUE)?;
+                label(
+                    stopped,
+                    62,
+                    &format!("frozen {:.1} s", freeze.seconds()),
+                    RED,
+                )?;
+                label(resumed, 30, "on the destination", GREEN)?;
             }
         }
         root.present()?;
