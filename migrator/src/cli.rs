@@ -29,10 +29,15 @@ pub enum Command {
     Show(ShowArgs),
     /// Read the pages of a list into the page cache of this host.
     Prefetch(PrefetchArgs),
-    /// Hand the hot page cache of a process over to another host.
+    /// Move a process tree or a container to another host, with its hot page cache.
     Move(MoveArgs),
-    /// The other end of `move`: prefetch what a source sends.
+    /// The other end of `move`.
     Receive(ReceiveArgs),
+    /// Settle what a `move` that was killed has left behind.
+    Recover(RecoverArgs),
+    /// CRIU's action script; not for people.
+    #[command(hide = true)]
+    CriuHook,
     /// Say what this host can do.
     Check(CheckArgs),
 }
@@ -165,12 +170,9 @@ pub struct PrefetchArgs {
 /// `migrator move`
 #[derive(Debug, Args)]
 pub struct MoveArgs {
-    /// Hand over the page cache only; the process stays where it is.
-    #[arg(long, required = true)]
-    pub cache_only: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
-    pub target: TargetArgs,
+    pub subject: SubjectArgs,
     /// Where to: ssh://[user@]host, or tcp://ADDR:PORT on this machine.
     #[arg(long, value_name = "DEST")]
     pub to: String,
@@ -180,18 +182,76 @@ pub struct MoveArgs {
     /// The migrator to run on the other host.
     #[arg(long, value_name = "PATH", default_value = "migrator")]
     pub remote_path: PathBuf,
-    /// Files below FROM are found below TO on the other host; may be repeated.
-    #[arg(long = "map", value_name = "FROM=TO", value_parser = Mapping::parse)]
-    pub maps: Vec<Mapping>,
-    /// How long to observe before the list is sent.
+    /// How long to observe before the first list is sent.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
     pub observe: Duration,
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub source: ObserveArgs,
-    /// Print the destination's report as one JSON object.
+    /// Hand over the page cache only; the process stays where it is.
+    #[arg(long)]
+    pub cache_only: bool,
+    /// Files below FROM are found below TO on the other host; may be repeated.
+    #[arg(long = "map", value_name = "FROM=TO", value_parser = Mapping::parse, requires = "cache_only")]
+    pub maps: Vec<Mapping>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "flattened into the help of its parent")]
+    pub live: LiveArgs,
+    /// Print the report as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to move.
+#[derive(Debug, Args)]
+#[group(id = "subject", required = true, multiple = false)]
+pub struct SubjectArgs {
+    /// This process and its descendants.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// The container of this name.
+    #[arg(long, value_name = "NAME", conflicts_with = "cache_only")]
+    pub container: Option<String>,
+    /// The processes of this cgroup; with --cache-only.
+    #[arg(long, value_name = "PATH", requires = "cache_only")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// How to move a live tree.
+#[derive(Debug, Args)]
+#[group(id = "live", conflicts_with = "cache_only")]
+pub struct LiveArgs {
+    /// Who runs the container.
+    #[arg(long, value_enum, default_value = "podman", requires = "container")]
+    pub runtime: RuntimeChoice,
+    /// Prefetch nothing before the freeze.
+    #[arg(long)]
+    pub no_warmup: bool,
+    /// How long to prefetch at most before the freeze.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s", conflicts_with = "no_warmup")]
+    pub max_warmup: Duration,
+    /// Leave the page cache behind: what CRIU alone does.
+    #[arg(long)]
+    pub no_prefetch: bool,
+    /// Put the images into this directory, which both hosts share, instead of
+    /// sending them.
+    #[arg(long, value_name = "DIR")]
+    pub images_dir: Option<PathBuf>,
+    /// Take established TCP connections along; their address has to move, too.
+    #[arg(long)]
+    pub tcp_established: bool,
+    /// The CRIU of this host.
+    #[arg(long, value_name = "PATH", default_value = "criu")]
+    pub criu: PathBuf,
+}
+
+/// What runs a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeChoice {
+    /// podman, which then knows it on the other host.
+    Podman,
+    /// runc by itself; its bundle has to be on both hosts.
+    Runc,
 }
 
 /// `migrator receive`
@@ -207,9 +267,29 @@ pub struct ReceiveArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub warm: WarmArgs,
+    /// Prefetch only: take over no processes. --listen never does.
+    #[arg(long)]
+    pub cache_only: bool,
+    /// The CRIU of this host.
+    #[arg(long, value_name = "PATH", default_value = "criu")]
+    pub criu: PathBuf,
     /// Print the report as one JSON object (not with --stdio).
     #[arg(long, conflicts_with = "stdio")]
     pub json: bool,
+}
+
+/// `migrator recover`
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The session; all that nobody leads, without it.
+    pub session: Option<String>,
+    /// Wait until nobody leads it any more.
+    #[arg(long, hide = true, requires = "session")]
+    pub wait: bool,
+    /// Let the tree go on here, although the destination was told to run it
+    /// and does not answer. Only when it certainly does not run there.
+    #[arg(long, requires = "session", conflicts_with = "wait")]
+    pub destination_is_dead: bool,
 }
 
 /// `migrator check`

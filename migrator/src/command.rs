@@ -2,9 +2,12 @@
 //! core, and prints.
 
 mod check;
+mod criu_hook;
 mod move_cache;
+mod move_live;
 mod prefetch;
 mod receive;
+mod recover;
 mod show;
 mod track;
 
@@ -21,8 +24,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Track(args) => track::run(args),
         Command::Show(args) => show::run(args),
         Command::Prefetch(args) => prefetch::run(args),
-        Command::Move(args) => move_cache::run(args),
+        Command::Move(args) if args.cache_only => move_cache::run(args),
+        Command::Move(args) => move_live::run(args),
         Command::Receive(args) => receive::run(args),
+        Command::Recover(args) => recover::run(args),
+        Command::CriuHook => criu_hook::run(),
         Command::Check(args) => check::run(args),
     }
 }

@@ -22,10 +22,16 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct Unsupported(pub String);
 
+/// A process tree was frozen, could not be moved, and runs on where it was:
+/// exit code 5.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; rolled back: it runs on here")]
+pub struct RolledBack(pub String);
+
 /// Prints the error, if there is one, and gives the exit code.
 ///
-/// 0 done, 1 error, 2 usage, 3 prefetch incomplete, 4 host unsupported
-/// (5, rolled back to the source, comes with `move` of a live process).
+/// 0 done, 1 error, 2 usage, 3 prefetch incomplete, 4 host unsupported, 5
+/// rolled back to the source.
 pub fn code(result: anyhow::Result<Outcome>) -> ExitCode {
     let error = match result {
         Ok(Outcome::Done) => return ExitCode::SUCCESS,
@@ -37,6 +43,8 @@ pub fn code(result: anyhow::Result<Outcome>) -> ExitCode {
         ExitCode::from(2)
     } else if error.downcast_ref::<Unsupported>().is_some() {
         ExitCode::from(4)
+    } else if error.downcast_ref::<RolledBack>().is_some() {
+        ExitCode::from(5)
     } else {
         ExitCode::FAILURE
     }

@@ -7,12 +7,16 @@
 pub mod btf;
 pub mod cli;
 pub mod command;
+pub mod container;
+pub mod criu;
 pub mod destination;
 pub mod exit;
 pub mod file;
 pub mod format;
+pub mod handover;
 pub mod heat;
 pub mod kernel;
+pub mod live;
 pub mod observe;
 pub mod pagelist;
 pub mod pathmap;

@@ -20,6 +20,44 @@ pub enum Ended {
     TargetGone,
 }
 
+/// Observes in steps, for whoever has something else to do in between.
+#[derive(Debug)]
+pub struct Epochs {
+    interval: Duration,
+    end: Instant,
+}
+
+impl Epochs {
+    /// The first of them begins now.
+    pub fn every(interval: Duration) -> Self {
+        Self {
+            interval,
+            end: Instant::now() + interval,
+        }
+    }
+
+    /// Observes for so long at most, which is to be less than
+    /// a tenth of a second. Gives whether a signal came.
+    ///
+    /// # Errors
+    /// The source failed.
+    pub fn step(
+        &mut self,
+        tracker: &mut Tracker,
+        signals: &Signals,
+        time: Duration,
+    ) -> anyhow::Result<bool> {
+        if Instant::now() >= self.end {
+            tracker.next_epoch()?;
+            // An epoch that took too long is not made up for by short ones.
+            self.end = (self.end + self.interval).max(Instant::now());
+        }
+        let interrupted = signals.wait(tracker.wakes(), time)?;
+        tracker.collect()?;
+        Ok(interrupted)
+    }
+}
+
 /// Observes for some time, or until a signal comes or the target is gone.
 /// `each` is called after each epoch of length `interval`.
 ///

@@ -21,7 +21,7 @@ mod tally;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use crate::pagelist::{Heat, PageIndexList};
 use crate::pathmap::Mapping;
@@ -54,6 +54,9 @@ pub struct Options {
     pub stop: Arc<AtomicBool>,
     /// Tells how far it is.
     pub progress: Arc<Progress>,
+    /// How many of the jobs may read at once; whoever needs the disk, the
+    /// network or the processors more sets it lower, also while it goes on.
+    pub at_once: Arc<AtomicU16>,
 }
 
 impl Default for Options {
@@ -68,6 +71,7 @@ impl Default for Options {
             dry_run: false,
             stop: Arc::default(),
             progress: Arc::default(),
+            at_once: Arc::new(AtomicU16::new(u16::MAX)),
         }
     }
 }

@@ -30,5 +30,12 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 /// to say.
 pub const PING_EVERY: Duration = Duration::from_secs(10);
 
+/// The same while a process tree is under way, which is not to be frozen for
+/// long because the other side is dead.
+pub const LIVE_SILENCE: Duration = Duration::from_secs(10);
+
+/// How often the source says that it is still there meanwhile.
+pub const LIVE_PING_EVERY: Duration = Duration::from_secs(1);
+
 /// How often the destination says how far it is; it is its sign of life too.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);

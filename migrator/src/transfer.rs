@@ -6,14 +6,34 @@
 //! files block, and happen on threads beside it.
 
 mod connect;
+mod peer;
 mod receive;
 mod send;
+mod warmer;
 
 use std::time::Duration;
 
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+
 pub use connect::{Connection, open};
-pub use receive::{Aborted, receive};
-pub use send::Link;
+pub use peer::Peer;
+pub use receive::{Aborted, Guests, receive};
+pub use send::{Link, write as write_list};
+pub use warmer::{Warmed, Warmer};
+
+/// A runtime for one connection; one thread of it goes on while the main
+/// thread does something else.
+///
+/// # Errors
+/// There are no threads to be had.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("failed to start threads")
+}
 
 /// How long is waited for the last words, or the end, of a side that is given
 /// up anyway.
@@ -64,11 +84,24 @@ mod tests {
         }
     }
 
+    /// Serves nobody but who sends a list.
+    fn nobody() -> Guests {
+        Box::new(|peer, _| {
+            peer.leave(Some(Message::Failed("not here".into())));
+            anyhow::bail!("a guest")
+        })
+    }
+
     /// Sends a list to a real destination; gives what both make of it.
-    async fn trip(list: PageIndexList) -> (anyhow::Result<(Report, u64)>, Result<Report, Aborted>) {
+    async fn trip(
+        list: PageIndexList,
+    ) -> (
+        anyhow::Result<(Report, u64)>,
+        Result<Option<Report>, Aborted>,
+    ) {
         let (near, far) = duplex(1 << 10);
         let (input, output) = split(far);
-        let destination = receive(input, output, Options::default(), pending());
+        let destination = receive(input, output, Options::default(), nobody(), pending());
         let source = async {
             let mut link = Link::start(Connection::over(near)).await?;
             link.send(list).await
@@ -108,7 +141,7 @@ mod tests {
         let (near, far) = duplex(1 << 20);
         let far = tokio::spawn(async move { play(far, Role::Source, &bytes, goes).await });
         let (input, output) = split(near);
-        let received = receive(input, output, Options::default(), pending()).await;
+        let received = receive(input, output, Options::default(), nobody(), pending()).await;
         let aborted = received.expect_err("a hostile source");
         let heard = far.await.expect("a source");
         (aborted, String::from_utf8_lossy(&heard).into_owned())
@@ -140,7 +173,7 @@ mod tests {
         let (source, destination) = trip(list(files)).await;
         let (report, sent) = source.expect("a report");
         assert_eq!(sent, bytes);
-        assert_eq!(report, destination.expect("a report"));
+        assert_eq!(Some(&report), destination.expect("a report").as_ref());
         assert_eq!((report.pages.asked, report.pages.skipped), (123, 123));
         assert_eq!(report.skipped[0].reason, Reason::Gone);
         assert_eq!(report.skipped[0].files, 3);
@@ -252,7 +285,7 @@ mod tests {
         let (interrupt, interrupted) = tokio::sync::oneshot::channel();
         let interrupted = async { Ok(interrupted.await?) };
         let options = Options::default();
-        let destination = receive(input, output, options, interrupted);
+        let destination = receive(input, output, options, nobody(), interrupted);
         let source = async {
             let mut link = Link::start(Connection::over(near)).await.expect("a hello");
             interrupt.send(()).expect("a destination");
@@ -269,7 +302,7 @@ mod tests {
 
         let (near, far) = duplex(1 << 10);
         let (input, output) = split(far);
-        let destination = receive(input, output, Options::default(), pending());
+        let destination = receive(input, output, Options::default(), nobody(), pending());
         let source = async {
             let mut link = Link::start(Connection::over(near)).await.expect("a hello");
             link.cancel("interrupted at the source").await;

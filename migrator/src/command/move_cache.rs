@@ -11,9 +11,9 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::prefetch::Bar;
-use super::receive::{outcome, runtime};
+use super::receive::outcome;
 use super::track;
-use crate::cli::MoveArgs;
+use crate::cli::{MoveArgs, SubjectArgs};
 use crate::destination::{Destination, split_rsh};
 use crate::exit::{Outcome, Usage};
 use crate::observe::{Ended, observe};
@@ -21,6 +21,7 @@ use crate::pagelist::PageIndexList;
 use crate::pathmap::{self, Mapping};
 use crate::prefetch::Report;
 use crate::signals::Signals;
+use crate::target::Target;
 use crate::transfer::{self, Link};
 
 /// Runs the command.
@@ -28,9 +29,9 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
     let destination = Destination::parse(&args.to).map_err(Usage)?;
     let rsh = split_rsh(&args.rsh).map_err(Usage)?;
     // Nobody is to log in for a process that is not there.
-    track::target(&args.target).processes(Path::new("/proc"))?;
+    target(&args.subject).processes(Path::new("/proc"))?;
     let signals = Signals::block()?;
-    let runtime = runtime()?;
+    let runtime = transfer::runtime()?;
     let moved = carry(&args, destination, &rsh, &signals, &runtime);
     // A thread may wait with bytes of the list that nobody wants any more.
     runtime.shutdown_background();
@@ -42,6 +43,16 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
     }
     .context("failed to print the report")?;
     Ok(outcome(&moved.report))
+}
+
+/// Whose cache it is.
+fn target(args: &SubjectArgs) -> Target {
+    match (&args.pid, &args.cgroup) {
+        (Some(pid), _) => Target::Process(*pid),
+        (None, Some(path)) => Target::Cgroup(path.clone()),
+        // clap lets no container come here, and requires one of the three.
+        (None, None) => Target::All,
+    }
 }
 
 /// `migrator move --json`
@@ -132,7 +143,7 @@ fn watch(
     signals: &Signals,
     link: &Link,
 ) -> anyhow::Result<Option<(PageIndexList, &'static str, Duration)>> {
-    let (mut tracker, chosen) = track::start(track::target(&args.target), args.source.source)?;
+    let (mut tracker, chosen) = track::start(target(&args.subject), args.source.source)?;
     let began = Instant::now();
     let ended = observe(
         &mut tracker,

@@ -2,18 +2,21 @@
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
 
 use super::prefetch::{Bar, options, print};
 use crate::cli::ReceiveArgs;
+use crate::criu::Criu;
 use crate::destination::check_loopback;
 use crate::exit::{Outcome, Usage};
+use crate::live;
 use crate::prefetch::{Options, Report};
+use crate::protocol::Message;
 use crate::signals::Signals;
-use crate::transfer::{self, Aborted};
+use crate::transfer::{self, Aborted, Guests};
 
 /// Runs the command.
 pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
@@ -27,18 +30,21 @@ pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
         )
         .into());
     }
+    let takes_over = args.stdio && !args.cache_only;
     let options = options(args.warm)?;
+    let guests = guests(Criu::new(args.criu), options.clone(), takes_over);
     let signals = Signals::block()?;
-    let runtime = runtime()?;
+    let runtime = transfer::runtime()?;
     let received = {
         let _bar = Bar::show(&options.progress);
-        runtime.block_on(receive(args.listen, options, &signals))
+        runtime.block_on(receive(args.listen, options, guests, &signals))
     };
     // A thread of tokio's may be in a read of standard input.
     runtime.shutdown_background();
 
     match received {
-        Ok(report) => {
+        Ok(None) => Ok(Outcome::Done),
+        Ok(Some(report)) => {
             // Standard output is the source's, and so is the report.
             if args.listen.is_some() {
                 print(&report, args.json).context("failed to print the report")?;
@@ -66,24 +72,36 @@ pub(super) fn outcome(report: &Report) -> Outcome {
     }
 }
 
-/// A runtime for one connection; one thread of it goes on while the main
-/// thread does something else.
-pub(super) fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("failed to start threads")
+/// Who serves a source that wants more than a prefetch.
+fn guests(criu: Criu, options: Options, takes_over: bool) -> Guests {
+    Box::new(move |peer, first| {
+        match first {
+            Message::Order(order) if takes_over => {
+                let stop = Arc::clone(&options.stop);
+                live::destination::serve(peer, &order, &criu, options, &stop)?;
+            }
+            Message::Ask(session) => {
+                live::destination::answer(peer, &session)?;
+            }
+            _ => {
+                let why = "this `migrator receive` only prefetches: it takes over no processes";
+                peer.leave(Some(Message::Failed(why.into())));
+                anyhow::bail!("refused to take over a process: only prefetching is allowed");
+            }
+        }
+        Ok(None)
+    })
 }
 
 async fn receive(
     listen: Option<SocketAddr>,
     options: Options,
+    guests: Guests,
     signals: &Signals,
-) -> Result<Report, Aborted> {
+) -> Result<Option<Report>, Aborted> {
     let Some(address) = listen else {
         let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
-        return transfer::receive(input, output, options, signals.came()).await;
+        return transfer::receive(input, output, options, guests, signals.came()).await;
     };
     let source = tokio::select! {
         source = accept(address) => source?,
@@ -93,7 +111,7 @@ async fn receive(
         }
     };
     let (input, output) = source.into_split();
-    transfer::receive(input, output, options, signals.came()).await
+    transfer::receive(input, output, options, guests, signals.came()).await
 }
 
 /// Waits for a source; nobody else can connect afterwards.

@@ -108,7 +108,6 @@ impl Opener {
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
         check_disk(&handle)?;
-        check_unchanged(identity, &there)?;
 
         let first = open_for_reading(&door).map_err(|error| failed("open", error))?;
         let opened = first.metadata().map_err(|error| failed("stat", error))?;
@@ -119,6 +118,9 @@ impl Opener {
                 detail: "changed: replaced by another file while it was opened".into(),
             });
         }
+        // What open(2) has learnt: NFS asks the server then, while what it
+        // knew before may be a minute old (close-to-open, nfs(5)).
+        check_unchanged(identity, &opened)?;
         let second = match self.twice {
             true => Some(open_for_reading(&door).map_err(|error| failed("open", error))?),
             false => None,

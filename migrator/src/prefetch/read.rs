@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
@@ -48,6 +50,10 @@ pub(super) struct Shared {
     pub(super) tally: Tally,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) progress: Arc<Progress>,
+    /// How many readers may work at once at the moment.
+    pub(super) at_once: Arc<AtomicU16>,
+    /// No more batches come.
+    pub(super) closed: AtomicBool,
 }
 
 impl Target {
@@ -89,8 +95,12 @@ impl Shared {
     }
 }
 
-/// Reads what comes out of the channel until it is closed.
-pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
+/// How often a reader that is to rest looks whether it still is.
+const REST: Duration = Duration::from_millis(5);
+
+/// Reads what comes out of the channel until it is closed. `number` is that of
+/// the reader, from 0 on.
+pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
     let mut reader = Reader {
         shared,
         page_size,
@@ -98,7 +108,14 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
         cpus: Cpus::of_this_thread(),
         current: None,
     };
-    for job in jobs {
+    loop {
+        while number >= shared.at_once.load(Relaxed).max(1) {
+            if shared.closed.load(Relaxed) && jobs.is_empty() {
+                return;
+            }
+            thread::sleep(REST);
+        }
+        let Ok(job) = jobs.recv() else { return };
         reader.run(&job);
         shared.progress.add_done(u64::from(job.batch.len));
     }
@@ -291,9 +308,11 @@ mod tests {
             tally: Tally::default(),
             stop: Arc::default(),
             progress: Arc::default(),
+            at_once: Arc::new(AtomicU16::new(1)),
+            closed: AtomicBool::new(false),
         };
         shared.tally.asked.store(5, Relaxed);
-        work(&jobs, &shared, PAGE);
+        work(0, &jobs, &shared, PAGE);
         let report = shared.tally.report(PAGE, std::time::Duration::ZERO, false);
         assert_eq!(report.pages.read, 2);
         let skipped: Vec<_> = report

@@ -139,6 +139,38 @@ impl Report {
             .iter()
             .all(|skipped| skipped.reason == Reason::OverBudget || skipped.pages == 0)
     }
+
+    /// Takes in what a prefetch of other pages did after this one.
+    pub fn add(&mut self, other: Self) {
+        let pages = &mut self.pages;
+        pages.asked += other.pages.asked;
+        pages.resident += other.pages.resident;
+        pages.planned += other.pages.planned;
+        pages.read += other.pages.read;
+        pages.skipped += other.pages.skipped;
+        for skipped in other.skipped {
+            match self
+                .skipped
+                .iter_mut()
+                .find(|it| it.reason == skipped.reason)
+            {
+                Some(mine) => {
+                    mine.pages += skipped.pages;
+                    mine.files += skipped.files;
+                }
+                None => self.skipped.push(skipped),
+            }
+        }
+        self.files.extend(other.files);
+        self.files.truncate(FILES);
+        self.residency_unknown_files += other.residency_unknown_files;
+        self.bytes_read += other.bytes_read;
+        self.seconds += other.seconds;
+        self.mb_per_s = match self.seconds > 0.0 {
+            true => self.bytes_read as f64 / 1e6 / self.seconds,
+            false => 0.0,
+        };
+    }
 }
 
 /// So many files that were skipped are named to people; JSON names more.

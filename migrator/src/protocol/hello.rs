@@ -48,6 +48,8 @@ impl fmt::Display for Role {
 pub mod ability {
     /// Page index lists, and prefetching what they name.
     pub const CACHE: u64 = 1;
+    /// Live migration: dump, images, and restore.
+    pub const LIVE: u64 = 2;
 }
 
 /// Who a side is.
@@ -69,7 +71,7 @@ impl Hello {
         Self {
             role,
             page_shift: page_size.trailing_zeros() as u8,
-            abilities: ability::CACHE,
+            abilities: ability::CACHE | ability::LIVE,
             migrator: concat!("migrator ", env!("CARGO_PKG_VERSION")).into(),
         }
     }
@@ -213,7 +215,7 @@ mod tests {
     fn a_hello_has_these_bytes() {
         let mut hello = Hello::ours(Role::Destination, 4096);
         hello.migrator = "migrator 0.1.0".into();
-        let expected = b"\x89MIG\r\n\x1a\n\x01\0\x19\0\x02\x0c\x01\0\0\0\0\0\0\0\x0emigrator 0.1.0";
+        let expected = b"\x89MIG\r\n\x1a\n\x01\0\x19\0\x02\x0c\x03\0\0\0\0\0\0\0\x0emigrator 0.1.0";
         assert_eq!(hello.encode(), expected);
     }
 

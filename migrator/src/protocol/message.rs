@@ -17,6 +17,16 @@ pub const MAX_REPORT: u32 = 8 << 20;
 /// How many bytes a text may have.
 pub const MAX_TEXT: u32 = 4096;
 
+/// How many bytes of images a message may carry.
+pub const MAX_IMAGES: u32 = 1 << 16;
+
+/// How many bytes an order may have: it names each file that the tree has
+/// open.
+pub const MAX_ORDER: u32 = 8 << 20;
+
+/// How many bytes the name of a session may have.
+pub const MAX_SESSION: u32 = 64;
+
 /// How many bytes a message of an unknown optional kind may have.
 pub const MAX_UNKNOWN: u32 = 1 << 16;
 
@@ -28,6 +38,16 @@ mod kind {
     pub(super) const PROGRESS: u8 = 3;
     pub(super) const REPORT: u8 = 4;
     pub(super) const FAILED: u8 = 5;
+    pub(super) const ORDER: u8 = 6;
+    pub(super) const ABLE: u8 = 7;
+    pub(super) const IMAGES: u8 = 8;
+    pub(super) const RESUME: u8 = 9;
+    pub(super) const ENDED: u8 = 10;
+    pub(super) const ASK: u8 = 11;
+    pub(super) const WARM: u8 = 12;
+    pub(super) const RESTORED: u8 = 13;
+    pub(super) const RUNNING: u8 = 14;
+    pub(super) const NOT_RUNNING: u8 = 15;
     pub(super) const OPTIONAL: u8 = 0x80;
 }
 
@@ -50,6 +70,31 @@ pub enum Message {
     Report(Bytes),
     /// From either, and its last: it ends, and why; printable.
     Failed(String),
+    /// From the source, and its first: a process tree shall be taken over. An
+    /// [`Order`](crate::live::Order) as JSON.
+    Order(Bytes),
+    /// From the destination: it can do that. An [`Able`](crate::live::Able)
+    /// as JSON.
+    Able(Bytes),
+    /// From the source: the next bytes of a tar archive of the tree's images;
+    /// none when that is complete.
+    Images(Bytes),
+    /// From the source: the restored tree may run. From now on the source
+    /// can't go on by itself.
+    Resume,
+    /// From the source: its own tree has ended.
+    Ended,
+    /// From a source that has lost its connection, and its first: does the
+    /// tree of this session run? If not, it will not.
+    Ask(String),
+    /// From the destination: so many lists are prefetched.
+    Warm(u32),
+    /// From the destination: the tree is restored, and stopped.
+    Restored,
+    /// From the destination: the tree runs.
+    Running,
+    /// From the destination, to a question: it does not, and will not.
+    NotRunning,
 }
 
 impl Message {
@@ -70,6 +115,16 @@ impl Message {
                     Bytes::copy_from_slice(&text.as_bytes()[..end]),
                 )
             }
+            Self::Order(json) => (kind::ORDER, json.clone()),
+            Self::Able(json) => (kind::ABLE, json.clone()),
+            Self::Images(bytes) => (kind::IMAGES, bytes.clone()),
+            Self::Resume => (kind::RESUME, Bytes::new()),
+            Self::Ended => (kind::ENDED, Bytes::new()),
+            Self::Ask(session) => (kind::ASK, Bytes::copy_from_slice(session.as_bytes())),
+            Self::Warm(lists) => (kind::WARM, Bytes::copy_from_slice(&lists.to_le_bytes())),
+            Self::Restored => (kind::RESTORED, Bytes::new()),
+            Self::Running => (kind::RUNNING, Bytes::new()),
+            Self::NotRunning => (kind::NOT_RUNNING, Bytes::new()),
         };
         let [a, b, c, d] = (payload.len() as u32).to_le_bytes();
         ([kind, a, b, c, d], payload)
@@ -96,6 +151,21 @@ impl Message {
             }
             kind::REPORT => Self::Report(payload),
             kind::FAILED => Self::Failed(printable(&payload)),
+            kind::ORDER => Self::Order(payload),
+            kind::ABLE => Self::Able(payload),
+            kind::IMAGES => Self::Images(payload),
+            kind::RESUME => Self::Resume,
+            kind::ENDED => Self::Ended,
+            kind::ASK => Self::Ask(printable(&payload)),
+            kind::WARM => {
+                let lists = payload[..]
+                    .try_into()
+                    .map_err(|_| Fault::Malformed("a count that is no number"))?;
+                Self::Warm(u32::from_le_bytes(lists))
+            }
+            kind::RESTORED => Self::Restored,
+            kind::RUNNING => Self::Running,
+            kind::NOT_RUNNING => Self::NotRunning,
             _ => return Ok(None),
         }))
     }
@@ -116,6 +186,13 @@ pub fn decode_head(head: [u8; HEAD_BYTES], from: Role) -> Result<(u8, u32), Faul
         (kind::PROGRESS, Role::Destination) => 16,
         (kind::REPORT, Role::Destination) => MAX_REPORT,
         (kind::FAILED, _) => MAX_TEXT,
+        (kind::ORDER, Role::Source) => MAX_ORDER,
+        (kind::IMAGES, Role::Source) => MAX_IMAGES,
+        (kind::RESUME | kind::ENDED, Role::Source) => 0,
+        (kind::ASK, Role::Source) => MAX_SESSION,
+        (kind::ABLE, Role::Destination) => MAX_TEXT,
+        (kind::WARM, Role::Destination) => 4,
+        (kind::RESTORED | kind::RUNNING | kind::NOT_RUNNING, Role::Destination) => 0,
         (kind::OPTIONAL.., _) => MAX_UNKNOWN,
         _ => return Err(Fault::Kind(kind)),
     };
@@ -145,6 +222,16 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(done, planned)| Message::Progress { done, planned }),
             bytes().prop_map(Message::Report),
             "[a-zäß ]{0,300}".prop_map(Message::Failed),
+            bytes().prop_map(Message::Order),
+            bytes().prop_map(Message::Able),
+            bytes().prop_map(Message::Images),
+            "[0-9a-f]{0,64}".prop_map(Message::Ask),
+            any::<u32>().prop_map(Message::Warm),
+            Just(Message::Resume),
+            Just(Message::Ended),
+            Just(Message::Restored),
+            Just(Message::Running),
+            Just(Message::NotRunning),
         ]
     }
 

@@ -21,6 +21,7 @@ const EXCERPT_TIME: Duration = Duration::from_millis(200);
 pub struct Incoming<R> {
     input: BufReader<R>,
     from: Role,
+    silence: Duration,
 }
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
@@ -36,7 +37,18 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             .map_err(|_| Fault::NoHello(time.as_secs()))??
             .check(ours)?;
         let from = theirs.role;
-        Ok((Self { input, from }, theirs))
+        let silence = SILENCE;
+        let incoming = Self {
+            input,
+            from,
+            silence,
+        };
+        Ok((incoming, theirs))
+    }
+
+    /// From now on the other side may be silent for so long.
+    pub fn expect_within(&mut self, silence: Duration) {
+        self.silence = silence;
     }
 
     /// The next message. A call that is cancelled in the middle loses what it
@@ -46,9 +58,9 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     /// [`Fault::Says`] for the other side's last words if it fails,
     /// [`Fault::Closed`] if it just ends; or what it did wrong.
     pub async fn message(&mut self) -> Result<Message, Fault> {
-        let message = timeout(SILENCE, self.read_message())
+        let message = timeout(self.silence, self.read_message())
             .await
-            .map_err(|_| Fault::Silent(SILENCE.as_secs()))??;
+            .map_err(|_| Fault::Silent(self.silence.as_secs()))??;
         match message {
             Message::Failed(text) => Err(Fault::Says(text)),
             other => Ok(other),

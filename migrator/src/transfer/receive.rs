@@ -10,11 +10,12 @@ use anyhow::{Context, anyhow};
 use bytes::{Buf, Bytes};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-use super::{LAST_WORDS, QUEUE};
+use super::{LAST_WORDS, Peer, QUEUE};
 use crate::format::{FormatError, Reader, Record};
 use crate::kernel;
 use crate::pagelist::HotFile;
@@ -56,8 +57,14 @@ impl From<anyhow::Error> for Aborted {
     }
 }
 
+/// What to do with a source that wants more than a prefetch. It waits, and is
+/// called on a thread that may.
+pub type Guests = Box<dyn FnOnce(Peer, Message) -> anyhow::Result<Option<Report>> + Send>;
+
 /// Says hello to a source, prefetches the list that it sends, and sends it the
-/// report. When `interrupted` completes, it stops.
+/// report. When `interrupted` completes, it stops. A source that comes with
+/// something else than a list is handed to `guests`, which hears of an
+/// interruption by `options.stop`.
 ///
 /// To be called within a tokio runtime, of which some thread goes on when this
 /// returns: what hangs in a read of a file hangs on.
@@ -69,11 +76,12 @@ pub async fn receive(
     input: impl AsyncRead + Unpin + Send + 'static,
     output: impl AsyncWrite + Unpin + Send + 'static,
     options: Options,
+    guests: Guests,
     interrupted: impl Future<Output = anyhow::Result<()>>,
-) -> Result<Report, Aborted> {
+) -> Result<Option<Report>, Aborted> {
     tokio::pin!(interrupted);
     let ours = Hello::ours(Role::Destination, kernel::page_size());
-    let (incoming, outgoing, _) = tokio::select! {
+    let (mut incoming, outgoing, _) = tokio::select! {
         greeted = greet(input, output, &ours, HELLO_TIME) => greeted.map_err(of_source)?,
         ended = &mut interrupted => return Err(interruption(ended).into()),
     };
@@ -84,8 +92,34 @@ pub async fn receive(
         let (done, planned) = progress.bytes();
         Message::Progress { done, planned }
     }));
+    let first = tokio::select! {
+        first = first(&mut incoming) => first.map_err(of_source),
+        _ = &mut speaking => Err(of_source(Fault::Closed)),
+        ended = &mut interrupted => Err(interruption(ended)),
+    };
+    let first = match first {
+        Ok(Message::List(piece)) => piece,
+        Ok(guest) => {
+            let runtime = Handle::current();
+            let peer = Peer::destination(runtime, messages, speaking, incoming);
+            let mut serving = spawn_blocking(move || guests(peer, guest));
+            let served = tokio::select! {
+                served = &mut serving => served,
+                ended = &mut interrupted => {
+                    stop.store(true, Relaxed);
+                    ended?;
+                    serving.await
+                }
+            };
+            return Ok(served.context("failed to serve the source")??);
+        }
+        Err(error) => {
+            farewell(&error, messages, &mut speaking).await;
+            return Err(error.into());
+        }
+    };
     let (bytes, list) = mpsc::channel(QUEUE);
-    let mut hearing = tokio::spawn(hear(incoming, bytes));
+    let mut hearing = tokio::spawn(hear(incoming, first, bytes));
     let mut prefetching = start(list, options)?;
 
     let error = tokio::select! {
@@ -96,7 +130,7 @@ pub async fn receive(
                     ended = &mut interrupted => Err(interruption(ended)),
                 };
                 return match delivered {
-                    Ok(()) => Ok(report),
+                    Ok(()) => Ok(Some(report)),
                     Err(error) => Err(Aborted { error, so_far: Some(Box::new(report)) }),
                 };
             }
@@ -123,13 +157,26 @@ pub async fn receive(
     Err(Aborted { error, so_far })
 }
 
+/// What the source begins with.
+async fn first(incoming: &mut Incoming<impl AsyncRead + Unpin>) -> Result<Message, Fault> {
+    loop {
+        match incoming.message().await? {
+            Message::Ping => {}
+            first @ (Message::List(_) | Message::Order(_) | Message::Ask(_)) => return Ok(first),
+            _ => return Err(Fault::Malformed("something out of turn")),
+        }
+    }
+}
+
 /// Passes the bytes of the list on, and waits while they are too many, until
 /// the source ends. Gives the sender back, so that the list does not end
 /// before it is known why.
 async fn hear(
     mut incoming: Incoming<impl AsyncRead + Unpin>,
+    first: Bytes,
     bytes: mpsc::Sender<Bytes>,
 ) -> (Fault, mpsc::Sender<Bytes>) {
+    _ = bytes.send(first).await;
     loop {
         match incoming.message().await {
             // Whoever reads the list says what is wrong with it when it ends
@@ -214,7 +261,7 @@ fn start(
             piece: Bytes::new(),
         };
         // Nobody waits for it any more if this fails.
-        _ = end.send(prefetch(list, options));
+        _ = end.send(prefetch(list, options, |_| {}).map(|(report, _)| report));
     };
     thread::Builder::new()
         .name("prefetch".into())
@@ -223,8 +270,13 @@ fn start(
     Ok(prefetching)
 }
 
-/// Prefetches a list while it comes.
-fn prefetch(list: ListReader, options: Options) -> Result<Report, Aborted> {
+/// Prefetches a list while it comes. Shows the files to `seen`, and gives the
+/// input behind the list back.
+pub(super) fn prefetch<R: Read + Send>(
+    list: R,
+    options: Options,
+    mut seen: impl FnMut(&[HotFile]),
+) -> Result<(Report, R), Aborted> {
     let stop = Arc::clone(&options.stop);
     let list = Reader::new(list).context("failed to read the list")?;
     let mut session =
@@ -236,6 +288,7 @@ fn prefetch(list: ListReader, options: Options) -> Result<Report, Aborted> {
             .spawn_scoped(scope, move || read(list, &pieces))
             .context("failed to start a thread")?;
         while let Some(files) = together(&arrived) {
+            seen(&files);
             session.add(files);
         }
         match reading.join() {
@@ -248,7 +301,7 @@ fn prefetch(list: ListReader, options: Options) -> Result<Report, Aborted> {
     }
     let report = session.finish();
     match read {
-        Ok(()) => Ok(report),
+        Ok(rest) => Ok((report, rest)),
         Err(error) => Err(Aborted {
             error,
             so_far: Some(Box::new(report)),
@@ -257,7 +310,7 @@ fn prefetch(list: ListReader, options: Options) -> Result<Report, Aborted> {
 }
 
 /// Reads the list and hands out its files, large ones in pieces.
-fn read(mut list: Reader<ListReader>, pieces: &Sender<HotFile>) -> Result<(), FormatError> {
+fn read<R: Read>(mut list: Reader<R>, pieces: &Sender<HotFile>) -> Result<R, FormatError> {
     // Sending fails only when the prefetch has ended and wants no more.
     let hand_out = |piece: HotFile| {
         if !piece.runs.is_empty() {
@@ -287,7 +340,7 @@ fn read(mut list: Reader<ListReader>, pieces: &Sender<HotFile>) -> Result<(), Fo
         }
     }
     last.map(hand_out);
-    Ok(())
+    Ok(list.into_inner())
 }
 
 /// The next file, and what else has come already.

@@ -157,8 +157,8 @@ async fn hear(
         match incoming.message().await? {
             Message::Progress { done, planned } => progress.set(done, planned),
             Message::Report(json) => return read_report(&json),
-            // A destination's others do not get here.
-            Message::Ping | Message::List(_) | Message::Failed(_) => {}
+            // A destination has no others to say to a list.
+            _ => {}
         }
     }
 }
@@ -174,8 +174,12 @@ fn read_report(json: &[u8]) -> Result<Report, Fault> {
     Ok(report)
 }
 
-/// Writes a list into messages; gives how many bytes it has.
-fn write(list: &PageIndexList, messages: mpsc::Sender<Message>) -> Result<u64, FormatError> {
+/// Writes a list into messages, on a thread that may wait; gives how many
+/// bytes it has.
+///
+/// # Errors
+/// The list is none; or nobody takes the messages any more.
+pub fn write(list: &PageIndexList, messages: mpsc::Sender<Message>) -> Result<u64, FormatError> {
     let output = ListWriter { messages, bytes: 0 };
     let mut writer = Writer::new(
         BufWriter::with_capacity(MAX_LIST as usize, output),

@@ -1,0 +1,115 @@
+//! The action script: holds CRIU until the session has decided.
+//!
+//! CRIU calls it at many stages. At two of them the tree is whole and stands
+//! still; there it waits. It decides nothing itself but that a restored tree
+//! whose migrator has died does not run.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use anyhow::{Context, anyhow};
+
+use super::settle::{self, DUMPED, RELEASE, RESTORED, RUNNING};
+use super::{Decision, Session};
+use crate::live::tree::Process;
+
+/// How often it looks whether it is decided. The tree stands still meanwhile.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How often it looks whether somebody leads the session.
+const LOOK_FOR_LEADER: Duration = Duration::from_millis(200);
+
+/// How long nobody may lead a session on the source before somebody is
+/// started who does.
+const ORPHANED: Duration = Duration::from_secs(1);
+
+/// Does what the stage wants. Gives whether CRIU shall go on: at the end of a
+/// dump that means that the tree ends, at that of a restore that it runs.
+///
+/// # Errors
+/// The session can't be read or written. CRIU is not to go on then.
+pub fn pass(session: &Session, stage: &str) -> anyhow::Result<bool> {
+    match stage {
+        "post-dump" => {
+            session.note(DUMPED, &())?;
+            hold_dump(session)
+        }
+        "post-restore" => {
+            session.note(RESTORED, &restored()?)?;
+            hold_restore(session)
+        }
+        "post-resume" => {
+            session.note(RUNNING, &())?;
+            Ok(true)
+        }
+        _ => Ok(true),
+    }
+}
+
+fn hold_dump(session: &Session) -> anyhow::Result<bool> {
+    let (mut looked, mut led) = (Instant::now(), Instant::now());
+    loop {
+        match session.decision() {
+            Some(decision) => return Ok(decision == Decision::End),
+            None if session.has(RELEASE) => return Ok(true),
+            // Who removes a session has ended what it was for.
+            None if !session.exists() => return Ok(false),
+            None => thread::sleep(LOOK),
+        }
+        if looked.elapsed() < LOOK_FOR_LEADER {
+            continue;
+        }
+        looked = Instant::now();
+        match session.lead()? {
+            None => led = looked,
+            Some(_) if led.elapsed() < ORPHANED => {}
+            Some(leader) => {
+                drop(leader);
+                settle::start(session)?;
+                led = Instant::now();
+            }
+        }
+    }
+}
+
+fn hold_restore(session: &Session) -> anyhow::Result<bool> {
+    let mut looked = Instant::now();
+    loop {
+        match session.decision() {
+            Some(decision) => return Ok(decision == Decision::Run),
+            None if !session.exists() => return Ok(false),
+            None => thread::sleep(LOOK),
+        }
+        if looked.elapsed() >= LOOK_FOR_LEADER {
+            looked = Instant::now();
+            if session.lead()?.is_some() {
+                return Ok(session.decide(Decision::End)? == Decision::Run);
+            }
+        }
+    }
+}
+
+/// The root of the tree that has been restored.
+fn restored() -> anyhow::Result<Process> {
+    let pid = env::var("CRTOOLS_INIT_PID").context("CRIU tells no CRTOOLS_INIT_PID")?;
+    let pid = pid
+        .parse()
+        .context("CRIU's CRTOOLS_INIT_PID is no number")?;
+    Process::of(pid).ok_or_else(|| anyhow!("there is no process {pid}, which CRIU has restored"))
+}
+
+/// The session that CRIU works for: named by the environment, or by a file
+/// among the images, which go through hands that keep no environment.
+pub fn session() -> Option<Session> {
+    let name = env::var(super::session::VARIABLE).ok().or_else(|| {
+        let images = env::var_os("CRTOOLS_IMAGE_DIR")?;
+        let text = fs::read_to_string(Path::new(&images).join(NAME_FILE)).ok()?;
+        Some(text.trim().to_owned())
+    })?;
+    let session = Session::named(&name).ok()?;
+    session.exists().then_some(session)
+}
+
+/// Among the images: the session's name.
+pub const NAME_FILE: &str = "migrator-session";

@@ -1,0 +1,14 @@
+//! Live migration: a process tree, and its hot page cache ahead of it.
+//!
+//! [`source`] leads and [`destination`] follows. `docs/protocol.md` has who
+//! says what when, `docs/handover.md` why the tree runs exactly once.
+
+pub mod destination;
+pub mod images;
+pub mod order;
+pub mod report;
+pub mod rounds;
+pub mod source;
+pub mod tree;
+
+pub use order::{Able, Order, Subject};
