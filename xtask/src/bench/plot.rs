@@ -241,7 +241,7 @@ pub(crate) fn stories(
             chart.draw_series([PathElement::new(order, GREY.stroke_width(1))])?;
             let style = (FONT, 15, &BLACK).into_text_style(&area);
             area.draw_text(story.title, &style, (62, 6))?;
-            let mut label = |at: f64, y: i32, text: &str, color: RGBColor| {
+            let label = |at: f64, y: i32, text: &str, color: RGBColor| {
                 let (x, _) = chart.backend_coord(&(at, 0.0));
                 let (left, _) = area.get_base_pixel();
                 let style = (FONT, 12, &color).into_text_style(&area);
