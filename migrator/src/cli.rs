@@ -2,7 +2,7 @@
 //! [`command`](crate::command), which turns them into checked options.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -35,11 +35,23 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Settle what a `move` that was killed has left behind.
     Recover(RecoverArgs),
-    /// CRIU's action script; not for people.
-    #[command(hide = true)]
-    CriuHook,
+    /// CRIU's action script: the hot page cache goes along with the images.
+    CriuHook(CriuHookArgs),
     /// Say what this host can do.
     Check(CheckArgs),
+}
+
+impl Cli {
+    /// Parses the arguments of this process. Under the name by which CRIU
+    /// knows it, which gives no arguments, it is `migrator criu-hook`.
+    pub fn from_env() -> Self {
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        let name = arguments.first().map(Path::new);
+        if name.is_some_and(|name| name.ends_with(crate::criu_hook::NAME)) {
+            arguments.insert(1, "criu-hook".into());
+        }
+        Self::parse_from(arguments)
+    }
 }
 
 /// Whom to observe.
@@ -298,6 +310,35 @@ pub struct CheckArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `migrator criu-hook`
+#[derive(Debug, Args)]
+pub struct CriuHookArgs {
+    /// Have every criu on this host run it: one line in /etc/criu/default.conf.
+    #[arg(long)]
+    pub install: bool,
+    /// Take that back.
+    #[arg(long, conflicts_with = "install")]
+    pub remove: bool,
+    /// Where CRIU's configuration is, instead of /.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// What this process of several does.
+    #[arg(long, hide = true, value_enum)]
+    pub part: Option<HookPart>,
+    /// The CRIU that restores.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub restore: Option<i32>,
+}
+
+/// The processes that `criu-hook` starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HookPart {
+    /// Looks at a frozen tree.
+    Look,
+    /// Reads for a restored one.
+    Prefetch,
 }
 
 /// A time such as `30s`, `500ms` or `2m`; not zero.

@@ -28,7 +28,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Move(args) => move_live::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Recover(args) => recover::run(args),
-        Command::CriuHook => criu_hook::run(),
+        Command::CriuHook(args) => criu_hook::run(args),
         Command::Check(args) => check::run(args),
     }
 }

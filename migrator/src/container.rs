@@ -1,6 +1,14 @@
-//! Containers, as their runtimes see them.
+//! Containers, as their runtimes see them: checkpoint, restore, and what is
+//! left to do on the source. `docs/containers.md` has what each runtime does.
 //!
-//! A plain process tree has none; its functions have nothing to do then.
+//! podman makes an archive of its own when the container's processes have
+//! ended, so that they can't be held until it has arrived: they end with the
+//! checkpoint, and podman restores them if the migration fails. runc's are
+//! held, as those of a plain process tree are.
+
+mod podman;
+mod runc;
+mod wrapper;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +20,9 @@ use crate::handover::Session;
 use crate::handover::settle::{Journal, Origin};
 use crate::live::order::Subject;
 
+pub use podman::subject as podman_subject;
+pub use runc::subject as runc_subject;
+
 /// What it is, for people.
 pub fn describe(subject: &Subject) -> String {
     match subject {
@@ -21,35 +32,65 @@ pub fn describe(subject: &Subject) -> String {
     }
 }
 
-/// Finds out whether this host can checkpoint or restore it.
-///
-/// # Errors
-/// What is missing.
-pub fn able(subject: &Subject) -> anyhow::Result<()> {
-    bail!("{} can't be moved yet", describe(subject))
+/// Whether its processes end with the dump in any case.
+pub fn ends_with_dump(subject: &Subject) -> bool {
+    matches!(subject, Subject::Podman { .. })
 }
 
-/// The checkpoint of a container, which then waits for the session's decision.
+/// Finds out whether this host can restore it.
+///
+/// # Errors
+/// What is missing, or in the way.
+pub fn able(subject: &Subject, criu: &Criu) -> anyhow::Result<()> {
+    criu.check()?;
+    match subject {
+        Subject::Process { .. } => Ok(()),
+        Subject::Runc { id, bundle } => runc::able(id, bundle),
+        Subject::Podman { name, image } => podman::able(name, image),
+    }
+}
+
+/// The dump of a tree, which then waits for the session's decision, or ends
+/// it.
 ///
 /// # Errors
 /// It can't be prepared.
-pub fn dump(subject: &Subject, _: &Session, _: &Path, _: Passed) -> anyhow::Result<Command> {
-    bail!("{} can't be moved yet", describe(subject))
+pub fn dump(
+    subject: &Subject,
+    session: &Session,
+    images: &Path,
+    criu: &Criu,
+    passed: Passed,
+) -> anyhow::Result<Command> {
+    match subject {
+        Subject::Process { pid } => criu.dump(session, images, *pid, passed),
+        Subject::Runc { id, .. } => runc::dump(id, session, images, passed),
+        Subject::Podman { name, .. } => podman::dump(name, session, images, passed),
+    }
 }
 
-/// The restore of a container, which waits for the session's decision before
-/// it runs.
+/// The restore of a tree, which waits for the session's decision before it
+/// runs.
 ///
 /// # Errors
 /// It can't be prepared.
-pub fn restore(subject: &Subject, _: &Session, _: &Path, _: Passed) -> anyhow::Result<Command> {
-    bail!("{} can't be moved yet", describe(subject))
+pub fn restore(
+    subject: &Subject,
+    session: &Session,
+    images: &Path,
+    criu: &Criu,
+    passed: Passed,
+) -> anyhow::Result<Command> {
+    match subject {
+        Subject::Process { .. } => criu.restore(session, images, passed),
+        Subject::Runc { id, bundle } => runc::restore(id, bundle, session, images, passed),
+        Subject::Podman { .. } => podman::restore(session, images, passed),
+    }
 }
 
 /// Why a dump or a restore failed, as far as its log tells.
-pub fn complaint(_subject: &Subject, session: &Session) -> String {
-    let has = |what: &str| session.storage().join(format!("{what}.log")).exists();
-    Criu::complaint(session, if has("restore") { "restore" } else { "dump" })
+pub fn complaint(session: &Session, what: &str) -> String {
+    Criu::complaint(session, what)
 }
 
 /// Makes a tree that has ended with its dump run again on the source, from
@@ -67,11 +108,8 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
     };
     let criu = Criu::new(origin.criu.clone());
     let mut command = match &journal.subject {
-        Subject::Process { .. } => criu.restore(session, &images, passed)?,
-        Subject::Podman { name, .. } => {
-            return podman(&["container", "restore", "--file-locks", name]).map(drop);
-        }
-        other => restore(other, session, &images, passed)?,
+        Subject::Podman { name, .. } => podman::go_on(name, session, passed)?,
+        other => restore(other, session, &images, &criu, passed)?,
     };
     let status = command
         .status()
@@ -81,7 +119,7 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
             "failed to restore {} from {}, where its images stay: {status}: {}",
             describe(&journal.subject),
             images.display(),
-            Criu::complaint(session, "restore")
+            complaint(session, "restore")
         );
     }
     Ok(())
@@ -93,23 +131,30 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
 /// What the runtime says.
 pub fn forget(subject: &Subject) -> anyhow::Result<()> {
     match subject {
-        // runc deletes a container whose checkpoint it has made.
+        // runc has deleted what it has dumped.
         Subject::Process { .. } | Subject::Runc { .. } => Ok(()),
-        Subject::Podman { name, .. } => podman(&["rm", "--force", "--ignore", name]).map(drop),
+        Subject::Podman { name, .. } => podman::remove(name),
     }
 }
 
-/// Runs podman; gives what it says, without the line end.
+/// Removes what a restore that was given up has left on the destination.
 ///
 /// # Errors
-/// What it complains about.
-pub fn podman(arguments: &[&str]) -> anyhow::Result<String> {
-    run("podman", arguments)
+/// What the runtime says.
+pub fn discard(subject: &Subject) -> anyhow::Result<()> {
+    match subject {
+        Subject::Process { .. } => Ok(()),
+        Subject::Runc { id, .. } => runc::remove(id),
+        Subject::Podman { name, .. } => podman::remove(name),
+    }
 }
 
-fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+/// Runs a runtime for something short; gives what it says, without the line
+/// end.
+fn ask(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program)
         .args(arguments)
+        .current_dir("/")
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("failed to run {program}: is it installed?"))?;
@@ -120,18 +165,11 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The container of this name, and its first process.
-///
-/// # Errors
-/// podman does not know it, or it does not run.
-pub fn podman_subject(name: &str) -> anyhow::Result<(Subject, i32)> {
-    bail!("podman's container {name} can't be moved yet")
-}
-
-/// The container of this id, and its first process.
-///
-/// # Errors
-/// runc does not know it, or it does not run.
-pub fn runc_subject(id: &str) -> anyhow::Result<(Subject, i32)> {
-    bail!("runc's container {id} can't be moved yet")
+/// A name that no runtime takes for an option or a path.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "_.-".contains(char);
+    if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(is_plain) {
+        bail!("{name:?} is no container's name");
+    }
+    Ok(())
 }

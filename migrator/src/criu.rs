@@ -133,7 +133,6 @@ impl Criu {
             .args(["--log-file", &format!("{what}.log"), "--file-locks"])
             .arg("--action-script")
             .arg(action_script(session)?)
-            .env(VARIABLE, session.name())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -150,7 +149,8 @@ impl Criu {
     pub fn complaint(session: &Session, what: &str) -> String {
         let log = session.storage().join(format!("{what}.log"));
         let text = fs::read_to_string(&log).unwrap_or_default();
-        let errors: Vec<&str> = text.lines().filter(|line| line.contains("Error")).collect();
+        let is_error = |line: &&str| line.contains("Error") || line.contains("rror:");
+        let errors: Vec<&str> = text.lines().filter(is_error).collect();
         match errors.is_empty() {
             true => last_lines(&text),
             false => last_lines(&errors.join("\n")),
@@ -165,12 +165,16 @@ impl Criu {
 /// and would kill the tree. The shell makes 137 of SIGKILL.
 ///
 /// It lies beside the images, for /run is often mounted noexec.
-fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// It can't be written.
+pub fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
     let path = session.storage().join("action");
     let program = std::env::current_exe().context("failed to find migrator's own program")?;
     let program = program.to_str().context("migrator's path is not UTF-8")?;
     let program = shlex::try_quote(program).context("migrator's path has a NUL")?;
-    let script = format!("#!/bin/sh\n{program} criu-hook\nexit $?\n");
+    let name = session.name();
+    let script = format!("#!/bin/sh\nexport {VARIABLE}={name}\n{program} criu-hook\nexit $?\n");
     let write = || {
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o700);

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod command;
 pub mod container;
 pub mod criu;
+pub mod criu_hook;
 pub mod destination;
 pub mod exit;
 pub mod file;

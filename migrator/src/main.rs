@@ -1,9 +1,8 @@
 //! The `migrator` command: parses, dispatches, and turns the outcome into an
 //! exit code.
 
-use clap::Parser;
 use migrator::{cli, command, exit};
 
 fn main() -> std::process::ExitCode {
-    exit::code(command::run(cli::Cli::parse()))
+    exit::code(command::run(cli::Cli::from_env()))
 }

@@ -19,6 +19,7 @@ mod session;
 mod tally;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use crate::pagelist::{Heat, PageIndexList};
 use crate::pathmap::Mapping;
 
+pub(crate) use self::open::made_up;
 pub use self::report::{FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile};
 pub use self::session::Session;
 
@@ -37,6 +39,10 @@ pub struct Options {
     /// Prefetch only files below these directories, which have to be absolute
     /// and without symlinks; empty allows all.
     pub allow: Vec<PathBuf>,
+    /// Paths are those of a container whose root directory this is, open:
+    /// neither `..` nor a symlink leads out of it. Without it, paths are
+    /// those of this process. Needs Linux 5.6 (`openat2`).
+    pub root: Option<Arc<OwnedFd>>,
     /// Read at most so many bytes, hottest first. Without it, and as a limit
     /// to it, what memory is available.
     pub budget: Option<u64>,
@@ -64,6 +70,7 @@ impl Default for Options {
         Self {
             maps: Vec::new(),
             allow: Vec::new(),
+            root: None,
             budget: None,
             jobs: 32,
             bandwidth: None,

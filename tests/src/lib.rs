@@ -9,6 +9,7 @@ pub mod mount;
 pub mod random;
 pub mod reader;
 pub mod score;
+pub mod steps;
 pub mod strace;
 pub mod track;
 

@@ -11,11 +11,12 @@ mod kernel;
 mod machine;
 mod network;
 mod process;
+mod programs;
 mod smoke;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -71,9 +72,20 @@ pub struct Hosts {
     pub source: Host,
     /// Where it shall go.
     pub destination: Host,
+    parts: Parts,
+    link: Link,
     // One set of hosts at a time: they share the files of `target/vm`, and
     // two sets want more memory than many machines have.
     _lock: File,
+}
+
+/// A host that uses the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
 }
 
 impl Hosts {
@@ -88,53 +100,43 @@ impl Hosts {
         fs::create_dir_all(&cache)
             .with_context(|| format!("failed to create {}", cache.display()))?;
         let lock = lock(&cache)?;
-        let kernel = Kernel::get(&options.kernel, &cache)?;
-        let root = image::root(&cache)?;
-
-        let directory = cache.join("run");
-        image::remove(&directory)?;
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("failed to create {}", directory.display()))?;
-        let initrd = directory.join("initrd");
-        kernel.initrd(&workspace.guests().join("initrd"), &initrd)?;
-        let accelerator = Accelerator::find(&cache, &directory, &kernel.image(), &initrd)?;
-        let orders = orders(&workspace, &directory)?;
-
-        let disks = [(root, true), (kernel.modules(), false), (orders, false)]
-            .map(|(image, writable)| Disk { image, writable });
-        let boot = |seat: Seat, processors| {
-            Machine::start(&Plan {
-                name: seat.name,
-                directory: &directory,
-                kernel: &kernel.image(),
-                initrd: &initrd,
-                parameters: "",
-                disks: &disks,
-                network: &network::arguments(seat),
-                processors,
-                memory: options.memory,
-                accelerator,
-            })
-        };
-        let limit = BOOT * accelerator.slowness();
-        let storage = boot(STORAGE, 1)?;
-        network::wait_for_hub(&directory, || storage.check(), limit)?;
-        let source = boot(SOURCE, 2)?;
-        let destination = boot(DESTINATION, 2)?;
-        let connect = |machine: Machine| {
-            machine.wait_for(&format!("{} is ready", machine.name), limit)?;
-            Host::connect(machine, &directory, limit)
-        };
+        let parts = Parts::get(&workspace, &cache, options)?;
+        let storage = parts.boot(STORAGE)?;
+        network::wait_for_hub(&parts.directory, || storage.check(), parts.limit())?;
+        let source = parts.boot(SOURCE)?;
+        let destination = parts.boot(DESTINATION)?;
         let hosts = Self {
-            storage: connect(storage)?,
-            source: connect(source)?,
-            destination: connect(destination)?,
+            storage: parts.connect(storage)?,
+            source: parts.connect(source)?,
+            destination: parts.connect(destination)?,
+            parts,
+            link: options.link,
             _lock: lock,
         };
         if options.link != Link::default() {
             hosts.shape(options.link)?;
         }
         Ok(hosts)
+    }
+
+    /// Pulls the plug of a client, if it still runs, and boots it again: with
+    /// its disk as it was at the first boot, and the link as it was at the
+    /// start.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self, client: Client) -> Result<()> {
+        let (host, seat) = match client {
+            Client::Source => (&mut self.source, SOURCE),
+            Client::Destination => (&mut self.destination, DESTINATION),
+        };
+        host.kill()?;
+        self.parts.forget(seat)?;
+        *host = self.parts.connect(self.parts.boot(seat)?)?;
+        if self.link != Link::default() {
+            self.link.shape(host)?;
+        }
+        Ok(())
     }
 
     /// All of them.
@@ -157,6 +159,79 @@ impl Hosts {
     /// When one does not, or has, with its console.
     pub fn finish(self) -> Result<()> {
         self.all().iter().try_for_each(|host| host.check())
+    }
+}
+
+/// What machines are made of, to make them again.
+#[derive(Debug)]
+struct Parts {
+    directory: PathBuf,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    disks: [Disk; 3],
+    memory: u32,
+    accelerator: Accelerator,
+}
+
+impl Parts {
+    /// From the cache, or fetched and made.
+    fn get(workspace: &Workspace, cache: &Path, options: &Options) -> Result<Self> {
+        let kernel = Kernel::get(&options.kernel, cache)?;
+        let root = image::root(cache)?;
+        let directory = cache.join("run");
+        image::remove(&directory)?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("failed to create {}", directory.display()))?;
+        let initrd = directory.join("initrd");
+        kernel.initrd(&workspace.guests().join("initrd"), &initrd)?;
+        let accelerator = Accelerator::find(cache, &directory, &kernel.image(), &initrd)?;
+        let orders = orders(workspace, &directory)?;
+        Ok(Self {
+            disks: [(root, true), (kernel.modules(), false), (orders, false)]
+                .map(|(image, writable)| Disk { image, writable }),
+            kernel: kernel.image(),
+            memory: options.memory,
+            directory,
+            initrd,
+            accelerator,
+        })
+    }
+
+    /// Starts a machine.
+    fn boot(&self, seat: Seat) -> Result<Machine> {
+        Machine::start(&Plan {
+            name: seat.name,
+            directory: &self.directory,
+            kernel: &self.kernel,
+            initrd: &self.initrd,
+            parameters: "",
+            disks: &self.disks,
+            network: &network::arguments(seat),
+            processors: if seat.name == STORAGE.name { 1 } else { 2 },
+            memory: self.memory,
+            accelerator: self.accelerator,
+        })
+    }
+
+    /// Waits until it has booted, and connects to it.
+    fn connect(&self, machine: Machine) -> Result<Host> {
+        machine.wait_for(&format!("{} is ready", machine.name), self.limit())?;
+        Host::connect(machine, &self.directory, self.limit())
+    }
+
+    /// Puts away what a machine has left: its console says that it is ready,
+    /// and its sockets are there.
+    fn forget(&self, seat: Seat) -> Result<()> {
+        let file = |ending: &str| self.directory.join(format!("{}.{ending}", seat.name));
+        for ending in ["ssh", "control"] {
+            image::remove(&file(ending))?;
+        }
+        fs::rename(file("console"), file("console.before"))
+            .with_context(|| format!("failed to rename {}", file("console").display()))
+    }
+
+    fn limit(&self) -> Duration {
+        BOOT * self.accelerator.slowness()
     }
 }
 
@@ -217,7 +292,7 @@ fn take_orders(hosts: &Hosts) -> Result<()> {
 }
 
 /// Makes the disk that tells the guests what to do and has migrator on it.
-fn orders(workspace: &Workspace, directory: &Path) -> Result<std::path::PathBuf> {
+fn orders(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
     let tree = directory.join("vm");
     let dist = tree.join("dist");
     fs::create_dir_all(&dist).with_context(|| format!("failed to create {}", dist.display()))?;
@@ -232,6 +307,10 @@ fn orders(workspace: &Workspace, directory: &Path) -> Result<std::path::PathBuf>
         );
     }
     copy(&migrator, &dist.join("migrator"))?;
+    let programs = programs::build(workspace)?;
+    for program in programs::PROGRAMS {
+        copy(&programs.join(program), &tree.join(program))?;
+    }
     let guests = workspace.guests();
     for entry in
         fs::read_dir(&guests).with_context(|| format!("failed to read {}", guests.display()))?

@@ -4,9 +4,8 @@
 //! still; there it waits. It decides nothing itself but that a restored tree
 //! whose migrator has died does not run.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, thread};
 
 use anyhow::{Context, anyhow};
 
@@ -99,17 +98,14 @@ fn restored() -> anyhow::Result<Process> {
     Process::of(pid).ok_or_else(|| anyhow!("there is no process {pid}, which CRIU has restored"))
 }
 
-/// The session that CRIU works for: named by the environment, or by a file
-/// among the images, which go through hands that keep no environment.
-pub fn session() -> Option<Session> {
-    let name = env::var(super::session::VARIABLE).ok().or_else(|| {
-        let images = env::var_os("CRTOOLS_IMAGE_DIR")?;
-        let text = fs::read_to_string(Path::new(&images).join(NAME_FILE)).ok()?;
-        Some(text.trim().to_owned())
-    })?;
-    let session = Session::named(&name).ok()?;
-    session.exists().then_some(session)
+/// The session that CRIU works for, if it works for `migrator move`. It may be
+/// gone, and then CRIU is not to go on.
+///
+/// # Errors
+/// It is no session's name.
+pub fn session() -> anyhow::Result<Option<Session>> {
+    match env::var(super::session::VARIABLE) {
+        Ok(name) => Session::named(&name).map(Some),
+        Err(_) => Ok(None),
+    }
 }
-
-/// Among the images: the session's name.
-pub const NAME_FILE: &str = "migrator-session";

@@ -133,7 +133,7 @@ pub fn finish(session: &Session, journal: &Journal, decision: Decision) -> anyho
     }
     match &journal.source {
         Some(origin) => finish_source(session, journal, origin, decision)?,
-        None => finish_destination(session, decision)?,
+        None => finish_destination(session, &journal.subject, decision)?,
     }
     // The source may have needed them until now.
     if let (Some(images), Some(_)) = (&journal.images, &journal.source) {
@@ -283,14 +283,25 @@ fn finish_source(
     }
 }
 
-fn finish_destination(session: &Session, decision: Decision) -> anyhow::Result<()> {
-    if decision == Decision::End
-        && let Some(root) = session.read::<Process>(RESTORED)?
-    {
-        // CRIU has killed it, unless it was killed itself.
-        signal(&[root], Signal::SIGKILL);
+fn finish_destination(
+    session: &Session,
+    subject: &Subject,
+    decision: Decision,
+) -> anyhow::Result<()> {
+    if decision == Decision::Run {
+        return Ok(());
     }
-    Ok(())
+    if let Some(root) = session.read::<Process>(RESTORED)? {
+        // CRIU has killed it, unless it was killed itself.
+        signal(
+            &processes(root.pid).unwrap_or_else(|_| vec![root]),
+            Signal::SIGKILL,
+        );
+    }
+    match session.has(AT_WORK) {
+        true => container::discard(subject),
+        false => Ok(()),
+    }
 }
 
 /// Kills CRIU and what it has made so far. A restore that waits for a lock

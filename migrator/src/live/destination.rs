@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -122,14 +122,11 @@ fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
         bail!("CRIU needs root to restore: log in as root, or let --remote-path be a sudo script");
     }
     let version = criu.version()?;
-    match &order.subject {
-        Subject::Process { .. } => {
-            criu.check()?;
-            if let Some((pid, name)) = tree::taken(&order.pids) {
-                bail!("process id {pid} is taken on this host, by {name}: CRIU can't restore it");
-            }
-        }
-        other => container::able(other)?,
+    container::able(&order.subject, criu)?;
+    if let Subject::Process { .. } = order.subject
+        && let Some((pid, name)) = tree::taken(&order.pids)
+    {
+        bail!("process id {pid} is taken on this host, by {name}: CRIU can't restore it");
     }
     tree::same_files(&order.files).map_err(anyhow::Error::msg)?;
     if let Some(images) = &order.images
@@ -273,10 +270,8 @@ impl<'a> Guest<'a> {
             tcp_established: self.order.tcp_established,
         };
         let images = self.images();
-        let mut command: Command = match &self.order.subject {
-            Subject::Process { .. } => criu.restore(&self.session, &images, passed)?,
-            other => container::restore(other, &self.session, &images, passed)?,
-        };
+        let subject = &self.order.subject;
+        let mut command = container::restore(subject, &self.session, &images, criu, passed)?;
         let mut child = command
             .spawn()
             .with_context(|| format!("failed to run {:?}", command.get_program()))?;
@@ -304,7 +299,7 @@ impl<'a> Guest<'a> {
     /// Hears, while the restore must not end.
     fn wait_for(&mut self, child: &mut Child) -> anyhow::Result<Option<Message>> {
         if let Some(status) = child.try_wait().context("failed to wait for CRIU")? {
-            let why = container::complaint(&self.order.subject, &self.session);
+            let why = container::complaint(&self.session, "restore");
             bail!("failed to restore: {status}: {why}");
         }
         self.hear()
@@ -352,7 +347,7 @@ impl<'a> Guest<'a> {
             if let Some(root) = self.session.read::<Process>(RESTORED)? {
                 settle::signal(&[root], Signal::SIGKILL);
             }
-            let why = container::complaint(&self.order.subject, &self.session);
+            let why = container::complaint(&self.session, "restore");
             let error = anyhow!("failed to let the restored tree run: {status}: {why}");
             eprintln!("migrator: {error:#}");
             _ = self.peer.say(Message::NotRunning);

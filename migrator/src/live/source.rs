@@ -180,10 +180,7 @@ fn check_here(options: &Options) -> anyhow::Result<()> {
     }
     let unsupported = |error: anyhow::Error| Unsupported(format!("{error:#}"));
     options.criu.version().map_err(unsupported)?;
-    match &options.subject {
-        Subject::Process { .. } => options.criu.check().map_err(unsupported)?,
-        other => container::able(other)?,
-    }
+    options.criu.check().map_err(unsupported)?;
     if let Some(images) = &options.images
         && !images.is_dir()
     {
@@ -454,12 +451,12 @@ impl Host<'_> {
             fs::create_dir_all(&images)
                 .with_context(|| format!("failed to create {}", images.display()))?;
             let Options {
-                criu, root, passed, ..
+                subject,
+                criu,
+                passed,
+                ..
             } = self.options;
-            let mut command = match &self.options.subject {
-                Subject::Process { .. } => criu.dump(&self.session, &images, *root, *passed)?,
-                other => container::dump(other, &self.session, &images, *passed)?,
-            };
+            let mut command = container::dump(subject, &self.session, &images, criu, *passed)?;
             let dump = command
                 .spawn()
                 .with_context(|| format!("failed to run {:?}", command.get_program()))?;
@@ -508,7 +505,8 @@ impl Host<'_> {
         }
         frozen.since = Instant::now();
         step("dump");
-        frozen.releases = tree::holds_locks(&frozen.processes);
+        frozen.releases = container::ends_with_dump(&self.options.subject)
+            || tree::holds_locks(&frozen.processes);
         if let Some(origin) = &mut self.journal.source {
             // What was forked since the order was written is known now.
             origin.processes.clone_from(&frozen.processes);
@@ -560,8 +558,12 @@ impl Host<'_> {
     fn send_images(&self) -> anyhow::Result<JoinHandle<anyhow::Result<u64>>> {
         let (session, messages) = (self.session.clone(), self.peer.sender());
         let (directory, shared) = (self.images(), self.options.images.is_some());
+        // podman makes an archive of the images when CRIU has ended.
+        let archived = container::ends_with_dump(&self.options.subject);
+        let at_work = session.read::<Process>(AT_WORK)?;
+        let works = move || archived && at_work.is_some_and(Process::is_alive);
         let send = move || {
-            while !session.has(DUMPED) {
+            while !session.has(DUMPED) || works() {
                 if !session.exists() || session.decision().is_some() {
                     bail!("the dump did not come to its end");
                 }
@@ -596,7 +598,7 @@ impl Host<'_> {
             && let Some(status) = dump.try_wait().context("failed to wait for CRIU")?
             && !(frozen.releases && status.success() && self.session.has(DUMPED))
         {
-            let why = container::complaint(&self.options.subject, &self.session);
+            let why = container::complaint(&self.session, "dump");
             bail!("failed to dump: {status}: {why}");
         }
         Ok(())

@@ -4,14 +4,15 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
-use nix::sys::statfs::fstatfs;
+use nix::fcntl::{OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat2, posix_fadvise};
+use nix::sys::statfs::{Statfs, fstatfs};
 
 use super::report::Reason;
 use crate::pagelist::FileIdentity;
@@ -24,6 +25,8 @@ pub(super) struct Opener {
     pub(super) maps: Vec<Mapping>,
     /// Without symlinks; empty allows everything.
     pub(super) allow: Vec<PathBuf>,
+    /// The root directory that paths count from; without it, our own.
+    pub(super) root: Option<Arc<OwnedFd>>,
     /// Whether pages will be read a second time, to activate them.
     pub(super) twice: bool,
 }
@@ -77,6 +80,9 @@ const NO_DISK: &[(u32, &str)] = &[
     (0x5345_434d, "secretmem"),
 ];
 
+/// How often a path is tried whose directories change all the time.
+const AGAIN: u32 = 8;
+
 impl Opener {
     /// Opens the file that the list means, if it is there and unchanged.
     ///
@@ -98,11 +104,7 @@ impl Opener {
             reason: reason(&error),
             detail: format!("failed to {verb} it{found}: {error}"),
         };
-        let handle = OpenOptions::new()
-            .read(true)
-            .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
-            .open(&path)
-            .map_err(|error| failed("find", error))?;
+        let handle = self.find(&path).map_err(|error| failed("find", error))?;
         let door = format!("/proc/self/fd/{}", handle.as_raw_fd());
         self.check_allowed(listed, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
@@ -130,6 +132,28 @@ impl Opener {
             second,
             place,
         })
+    }
+
+    /// An O_PATH descriptor of what the path leads to.
+    fn find(&self, path: &Path) -> io::Result<File> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let Some(root) = &self.root else {
+            return OpenOptions::new()
+                .read(true)
+                .custom_flags(flags.bits())
+                .open(path);
+        };
+        let stay = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(flags).resolve(stay);
+        // EAGAIN: something was renamed or mounted meanwhile, so that the
+        // kernel can't be sure that a `..` stayed inside; openat2(2).
+        for _ in 0..AGAIN {
+            match openat2(root, path, how) {
+                Err(Errno::EAGAIN) => {}
+                found => return Ok(found?.into()),
+            }
+        }
+        Err(Errno::EAGAIN.into())
     }
 
     /// Whether the file behind `door`, wherever symlinks have led to, lies
@@ -189,16 +213,22 @@ fn check_kind(there: &Metadata) -> Result<(), Refusal> {
     })
 }
 
+/// The name of a file system that has no disk and no server behind it.
+pub(crate) fn made_up(stat: &Statfs) -> Option<&'static str> {
+    // The type's width differs between C libraries; the numbers fit into 32.
+    let magic = stat.filesystem_type().0 as u32;
+    let known = NO_DISK.iter().find(|&&(number, _)| number == magic);
+    known.map(|&(_, name)| name)
+}
+
 fn check_disk(handle: impl AsFd) -> Result<(), Refusal> {
     let stat = fstatfs(handle).map_err(|error| Refusal {
         reason: Reason::Unreadable,
         detail: format!("failed to find its file system: {error}"),
     })?;
-    // The type's width differs between C libraries; the numbers fit into 32.
-    let magic = stat.filesystem_type().0 as u32;
-    match NO_DISK.iter().find(|&&(number, _)| number == magic) {
+    match made_up(&stat) {
         None => Ok(()),
-        Some((_, name)) => Err(Refusal {
+        Some(name) => Err(Refusal {
             reason: Reason::NoDisk,
             detail: format!("not on a disk or network file system: on {name}"),
         }),
@@ -280,6 +310,7 @@ mod tests {
         Opener {
             maps: Vec::new(),
             allow: Vec::new(),
+            root: None,
             twice: false,
         }
     }
@@ -420,5 +451,32 @@ mod tests {
             detail.contains(&format!("(as {}/b)", to.display())),
             "{detail}"
         );
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_root() {
+        let dir = dir();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("data")).expect("directories");
+        let inside = file(&dir, "root/data/inside");
+        let outside = file(&dir, "outside");
+        std::os::unix::fs::symlink("/data/inside", root.join("link")).expect("symlink");
+        std::os::unix::fs::symlink("../outside", root.join("up")).expect("symlink");
+        std::os::unix::fs::symlink(&outside, root.join("away")).expect("symlink");
+        let opener = Opener {
+            root: Some(Arc::new(File::open(&root).expect("root").into())),
+            ..opener()
+        };
+        let seen = |path: &str, really: &Path| FileIdentity {
+            path: path.into(),
+            ..identity(really)
+        };
+        assert!(opener.open(&seen("/data/inside", &inside)).is_ok());
+        assert!(opener.open(&seen("/link", &inside)).is_ok());
+        for (path, really) in [("/up", &outside), ("/away", &outside)] {
+            assert_eq!(refusal(&opener, &seen(path, really)).0, Reason::Gone);
+        }
+        let proc = seen("/proc/self/exe", Path::new("/proc/self/exe"));
+        assert_eq!(refusal(&opener, &proc).0, Reason::Gone);
     }
 }

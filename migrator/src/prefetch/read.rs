@@ -303,6 +303,7 @@ mod tests {
             opener: Opener {
                 maps: Vec::new(),
                 allow: Vec::new(),
+                root: None,
                 twice: false,
             },
             tally: Tally::default(),

@@ -96,6 +96,7 @@ impl Session {
             opener: Opener {
                 maps: options.maps,
                 allow: options.allow,
+                root: options.root,
                 twice: options.activate,
             },
             tally: Tally::default(),

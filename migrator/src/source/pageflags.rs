@@ -19,6 +19,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -32,6 +33,10 @@ use nix::unistd::{SysconfVar, sysconf};
 
 /// How much of a file is mapped at once.
 const WINDOW: u64 = 256 << 20;
+
+/// Frames this close are asked about together: the flags of those in between
+/// cost less than another system call.
+const NEAR: u64 = 16;
 
 /// The largest folio of the page cache: a huge page of x86.
 const MAX_FOLIO_PAGES: u64 = 512;
@@ -157,9 +162,22 @@ impl PageFlags {
     /// # Errors
     /// `NotPermitted` when the kernel hides page frames from us.
     pub fn scan(&self, file: &File, size: u64) -> Result<Vec<StateRun>, PageFlagsError> {
+        self.scan_part(file, 0..size)
+    }
+
+    /// The same of a part of the file, in bytes; it begins where a page does.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn scan_part(
+        &self,
+        file: &File,
+        part: Range<u64>,
+    ) -> Result<Vec<StateRun>, PageFlagsError> {
         let mut runs: Vec<StateRun> = Vec::new();
-        for start in (0..size).step_by(WINDOW as usize) {
-            let window = Window::map(file, start, WINDOW.min(size - start), self.page_size)
+        for start in part.clone().step_by(WINDOW as usize) {
+            let bytes = WINDOW.min(part.end - start);
+            let window = Window::map(file, start, bytes, self.page_size)
                 .map_err(|errno| failed("map the file".into(), errno.into()))?;
             let resident = window
                 .resident()
@@ -211,30 +229,42 @@ impl PageFlags {
         Ok(frames)
     }
 
-    /// Tells the state of each page, reading the flags of neighbouring frames
-    /// at once.
+    /// Tells the state of each page, in the order of pages. Flags are read in
+    /// the order of frames, near ones at once: pages that came in one by one
+    /// lie anywhere in memory, often just the other way round.
     fn states(
         &self,
         frames: &[(u64, u64)],
         mut tell: impl FnMut(u64, PageState),
     ) -> Result<(), PageFlagsError> {
-        for batch in frames.chunk_by(|(_, frame), (_, next)| frame + 1 == *next) {
-            let Some((_, first)) = batch.first() else {
+        let mut sorted = frames.to_vec();
+        sorted.sort_unstable_by_key(|(_, frame)| *frame);
+        let mut states = Vec::with_capacity(frames.len());
+        for batch in sorted.chunk_by(|(_, frame), (_, next)| next - frame <= NEAR) {
+            let [(_, first), ..] = batch else {
                 continue;
             };
-            let flags = self.flags(*first, batch.len())?;
+            let last = batch.last().map_or(*first, |(_, frame)| *frame);
+            let flags = self.flags(*first, (last - first + 1) as usize)?;
             let mut head = match flags.first() {
                 Some(flags) if flags & COMPOUND_TAIL != 0 => self.head_of(*first)?,
                 _ => 0,
             };
-            for ((page, _), flags) in batch.iter().zip(flags) {
+            let mut pages = batch.iter().peekable();
+            for (frame, flags) in (*first..).zip(flags) {
                 // The flags are those of the folio. Before Linux 6.10
                 // (dee3d0bef2b0) only its head shows them.
                 if flags & COMPOUND_TAIL == 0 {
                     head = flags;
                 }
-                tell(*page, state(head));
+                while let Some((page, _)) = pages.next_if(|(_, its)| *its == frame) {
+                    states.push((*page, state(head)));
+                }
             }
+        }
+        states.sort_unstable_by_key(|(page, _)| *page);
+        for (page, state) in states {
+            tell(page, state);
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -112,6 +113,16 @@ impl Sampler {
             sample.left_out.insert(Reason::ProcessDenied, denied);
         }
         Ok(sample)
+    }
+
+    /// The hot pages of a part of an open file, given in bytes from a page's
+    /// beginning on.
+    ///
+    /// # Errors
+    /// As [`PageFlags::scan`].
+    pub fn hot_part(&self, file: &File, part: Range<u64>) -> Result<Vec<Run>, PageFlagsError> {
+        let states = self.flags.scan_part(file, part)?;
+        Ok(hot_runs(&states, self.lru_gen))
     }
 
     /// The hot pages of a file.

@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "iptables",
     "iputils-ping",
     "kmod",
+    "libcriu2",
     "netcat-openbsd",
     "nfs-common",
     "nfs-kernel-server",

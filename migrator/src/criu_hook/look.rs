@@ -1,0 +1,452 @@
+//! One look at what the tree has in use, while it is frozen.
+//!
+//! The files are those that its processes have open or mapped. Paths are kept
+//! as the tree's own root directory has them: that is what stays the same from
+//! host to host, where a container's layers and volumes lie elsewhere. What is
+//! hot of a file is what the LRU says ([`procfs`](crate::source::procfs)), and
+//! what stands in the tree's page tables, which the LRU does not see.
+//!
+//! The time is limited, for the tasks are frozen. So everything that may take
+//! long is done by threads that nobody waits for once it is over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use nix::fcntl::OFlag;
+use nix::sys::statfs::statfs;
+
+use crate::file::maps::Mapping;
+use crate::file::{Device, open_files};
+use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
+use crate::prefetch::made_up;
+use crate::residency;
+use crate::source::mapped;
+use crate::source::pageflags::drain_batches;
+use crate::source::procfs::Sampler;
+use crate::target::Target;
+
+/// So much of a file is looked at in one go, in bytes.
+const PART: u64 = 64 << 20;
+
+/// Threads that look: on a network file system each file takes round trips.
+const LOOKERS: usize = 8;
+
+/// Heat of pages of which nothing is known but that they are mapped.
+const MAPPED: Heat = 1;
+
+/// What was seen.
+#[derive(Debug)]
+pub struct Seen {
+    /// The hot pages.
+    pub list: PageIndexList,
+    /// How well pages can be told apart here.
+    pub how: &'static str,
+    /// How many files, or processes, could not be looked at, and why.
+    pub left_out: BTreeMap<String, u64>,
+    /// Whether there was time for everything.
+    pub complete: bool,
+}
+
+/// Looks at the tree below `init` for so long at most.
+///
+/// # Errors
+/// Page flags can't be had here, or there is no such process.
+pub fn look(init: i32, time: Duration) -> anyhow::Result<Seen> {
+    let deadline = Instant::now() + time;
+    let proc_root = Path::new("/proc");
+    let page_size = residency::page_size().context("failed to find the page size")?;
+    let sampler = Sampler::open(proc_root, Path::new("/sys"))?;
+    let how = sampler.what_it_knows();
+    let pids = Target::Process(init).processes(proc_root)?;
+    let mut tree = Tree::default();
+    let root = fs::read_link(proc_root.join(init.to_string()).join("root"))
+        .with_context(|| format!("failed to find the root directory of process {init}"))?;
+    for pid in &pids {
+        if Instant::now() < deadline {
+            tree.add(&proc_root.join(pid.to_string()), &root);
+        }
+    }
+    drain_batches();
+
+    let tree = Arc::new(tree);
+    let (jobs, parts) = unbounded();
+    for pid in pids {
+        // The receiver is there.
+        _ = jobs.send(Job::Mapped(pid));
+    }
+    // With little time, many small files are worth more than a part of one.
+    let mut files: Vec<usize> = (0..tree.files.len()).collect();
+    files.sort_by_key(|&file| tree.files[file].identity.size);
+    for file in files {
+        let size = tree.files[file].identity.size;
+        for start in (0..size).step_by(PART as usize) {
+            _ = jobs.send(Job::Part(file, start..size.min(start + PART)));
+        }
+    }
+    drop(jobs);
+    let (tell, told) = unbounded();
+    let mut sampler = Some(sampler);
+    for _ in 0..LOOKERS.min(parts.len()) {
+        let sampler = match sampler.take() {
+            Some(sampler) => sampler,
+            // Each has its own: they would wait for each other's sink.
+            None => Sampler::open(proc_root, Path::new("/sys"))?,
+        };
+        let (tree, parts, tell) = (Arc::clone(&tree), parts.clone(), tell.clone());
+        thread::Builder::new()
+            .name("look".into())
+            .spawn(move || work(&tree, &sampler, page_size, &parts, &tell))
+            .context("failed to start a thread")?;
+    }
+    drop(tell);
+    Ok(collect(&tree, page_size, how, &told, deadline))
+}
+
+/// Something to look at.
+enum Job {
+    /// A part of a file, in bytes: what does the LRU say?
+    Part(usize, Range<u64>),
+    /// The page tables of a process.
+    Mapped(i32),
+}
+
+/// What came out of it.
+enum Told {
+    Runs(usize, Vec<Run>),
+    Mapped(HashMap<usize, Vec<Range<u64>>>),
+    LeftOut(String),
+}
+
+fn work(tree: &Tree, sampler: &Sampler, page_size: u32, jobs: &Receiver<Job>, tell: &Sender<Told>) {
+    for job in jobs {
+        let told = match job {
+            Job::Part(number, part) => match tree.files[number].open() {
+                Ok(file) => match sampler.hot_part(file, part) {
+                    Ok(runs) => Told::Runs(number, runs),
+                    Err(error) => Told::LeftOut(format!("{:#}", anyhow::Error::from(error))),
+                },
+                Err(error) => Told::LeftOut(format!("failed to open it: {error}")),
+            },
+            Job::Mapped(pid) => {
+                let process = Path::new("/proc").join(pid.to_string());
+                let mut pages: HashMap<usize, Vec<Range<u64>>> = HashMap::new();
+                let walk = mapped::each(&process, page_size, |mapping, range| {
+                    if let Some(&file) = tree.mapped.get(&looks(mapping)) {
+                        pages.entry(file).or_default().push(range);
+                    }
+                });
+                match walk {
+                    Ok(()) => Told::Mapped(pages),
+                    Err(error) => Told::LeftOut(format!("failed to read page tables: {error}")),
+                }
+            }
+        };
+        if tell.send(told).is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes what the threads tell, until they have ended or the time is over.
+fn collect(
+    tree: &Tree,
+    page_size: u32,
+    how: &'static str,
+    told: &Receiver<Told>,
+    deadline: Instant,
+) -> Seen {
+    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); tree.files.len()];
+    let mut mapped: Vec<Vec<Range<u64>>> = vec![Vec::new(); tree.files.len()];
+    let mut left_out = tree.left_out.clone();
+    let complete = loop {
+        match told.recv_deadline(deadline) {
+            Ok(Told::Runs(file, more)) => runs[file].extend(more),
+            Ok(Told::Mapped(more)) => {
+                for (file, ranges) in more {
+                    mapped[file].extend(ranges);
+                }
+            }
+            Ok(Told::LeftOut(why)) => *left_out.entry(why).or_default() += 1,
+            Err(RecvTimeoutError::Disconnected) => break true,
+            Err(RecvTimeoutError::Timeout) => break false,
+        }
+    };
+    let files = tree.files.iter().zip(runs).zip(mapped);
+    let files = files.filter_map(|((file, runs), mapped)| {
+        let end = file.identity.size.div_ceil(u64::from(page_size));
+        let file = HotFile {
+            identity: file.identity.clone(),
+            runs: warm(runs, mapped, end),
+        };
+        (!file.runs.is_empty()).then_some(file)
+    });
+    let mut files: Vec<HotFile> = files.collect();
+    files.sort_by_cached_key(|file| std::cmp::Reverse((again(file), file.pages())));
+    Seen {
+        list: PageIndexList { page_size, files },
+        how,
+        left_out,
+        complete,
+    }
+}
+
+fn again(file: &HotFile) -> u64 {
+    let runs = file.runs.iter().filter(|run| run.heat >= 2);
+    runs.map(|run| u64::from(run.pages)).sum()
+}
+
+/// The runs of both kinds, sorted and joined: a page that is mapped is at
+/// least [`MAPPED`] hot. None lies beyond `end`.
+fn warm(mut runs: Vec<Run>, mut mapped: Vec<Range<u64>>, end: u64) -> Vec<Run> {
+    runs.sort_unstable_by_key(|run| run.index);
+    mapped.sort_unstable_by_key(|range| range.start);
+    let mut gaps = Vec::new();
+    let mut ranked = runs.iter().peekable();
+    let mut at = 0;
+    for range in mapped {
+        at = at.max(range.start);
+        while at < range.end.min(end) {
+            while ranked.next_if(|run| run.end() <= at).is_some() {}
+            let next = match ranked.peek() {
+                Some(run) if run.index <= at => {
+                    at = run.end();
+                    continue;
+                }
+                Some(run) => run.index,
+                None => u64::MAX,
+            };
+            let stop = next.min(range.end).min(end).min(at + u64::from(u32::MAX));
+            gaps.push(Run {
+                index: at,
+                pages: (stop - at) as u32,
+                heat: MAPPED,
+            });
+            at = stop;
+        }
+    }
+    runs.extend(gaps);
+    runs.sort_unstable_by_key(|run| run.index);
+    let mut joined: Vec<Run> = Vec::new();
+    for run in runs {
+        match joined.last().and_then(|last| last.join(run)) {
+            Some(both) => {
+                joined.pop();
+                joined.push(both);
+            }
+            None => joined.push(run),
+        }
+    }
+    joined
+}
+
+/// The files of the tree.
+#[derive(Debug, Default)]
+struct Tree {
+    files: Vec<Candidate>,
+    /// Which file a line of `maps` means.
+    mapped: HashMap<Looks, usize>,
+    known: HashMap<(u64, u64), Option<usize>>,
+    /// Whether there are pages to be had, by `st_dev`.
+    disks: HashMap<u64, bool>,
+    left_out: BTreeMap<String, u64>,
+}
+
+/// A mapping as `maps` shows it.
+type Looks = (Device, u64, PathBuf);
+
+fn looks(mapping: &Mapping) -> Looks {
+    (mapping.device, mapping.inode, mapping.path.clone())
+}
+
+/// A file that may have hot pages.
+#[derive(Debug)]
+struct Candidate {
+    /// Leads to it whatever its name, and in whatever mount namespace.
+    link: PathBuf,
+    identity: FileIdentity,
+    file: OnceLock<Result<File, String>>,
+}
+
+impl Tree {
+    /// Adds what a process has open.
+    fn add(&mut self, process: &Path, root: &Path) {
+        let files = match open_files::list(process) {
+            Ok(files) => files,
+            Err(error) => {
+                let why = format!("failed to list the files of a process: {error}");
+                *self.left_out.entry(why).or_default() += 1;
+                return;
+            }
+        };
+        for file in files {
+            if let Some(looks) = &file.mapping
+                && self.mapped.contains_key(looks)
+            {
+                continue;
+            }
+            let number = match self.find(&file.link, root) {
+                Ok(number) => number,
+                Err(why) => {
+                    *self.left_out.entry(why.into()).or_default() += 1;
+                    continue;
+                }
+            };
+            if let (Some(number), Some(looks)) = (number, file.mapping) {
+                self.mapped.insert(looks, number);
+            }
+        }
+    }
+
+    /// The number of the file behind a link, if it is one that counts.
+    fn find(&mut self, link: &Path, root: &Path) -> Result<Option<usize>, &'static str> {
+        // A process without an executable, or a file that was closed.
+        let Ok(meta) = fs::metadata(link) else {
+            return Ok(None);
+        };
+        let place = (meta.dev(), meta.ino());
+        if let Some(&number) = self.known.get(&place) {
+            return Ok(number);
+        }
+        let number = match self.candidate(link, &meta, root) {
+            Ok(None) => None,
+            Ok(Some(candidate)) => {
+                self.files.push(candidate);
+                Some(self.files.len() - 1)
+            }
+            Err(why) => {
+                self.known.insert(place, None);
+                return Err(why);
+            }
+        };
+        self.known.insert(place, number);
+        Ok(number)
+    }
+
+    fn candidate(
+        &mut self,
+        link: &Path,
+        meta: &Metadata,
+        root: &Path,
+    ) -> Result<Option<Candidate>, &'static str> {
+        if !meta.is_file() || !self.is_on_disk(meta.dev(), link) {
+            return Ok(None);
+        }
+        let text = fs::read_link(link).map_err(|_| "its path is not to be found")?;
+        if meta.nlink() == 0 || text.as_os_str().as_bytes().ends_with(b" (deleted)") {
+            return Err("deleted");
+        }
+        let path = text.strip_prefix(root);
+        let path = path.map_err(|_| "outside of the tree's root directory")?;
+        let identity = FileIdentity {
+            path: Path::new("/").join(path),
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            mtime_ns: meta
+                .mtime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(meta.mtime_nsec()),
+        };
+        if identity.check().is_err() {
+            return Err("no path for a list");
+        }
+        Ok(Some(Candidate {
+            link: link.to_owned(),
+            identity,
+            file: OnceLock::new(),
+        }))
+    }
+
+    /// Whether a file system has a disk or a server behind it. Asking may
+    /// take a round trip, and is done once for each.
+    fn is_on_disk(&mut self, device: u64, link: &Path) -> bool {
+        *self
+            .disks
+            .entry(device)
+            .or_insert_with(|| statfs(link).is_ok_and(|stat| made_up(&stat).is_none()))
+    }
+}
+
+impl Candidate {
+    /// Opens it for reading, once.
+    fn open(&self) -> Result<&File, &String> {
+        let opened = self.file.get_or_init(|| {
+            let open = |flags: OFlag| -> io::Result<File> {
+                OpenOptions::new()
+                    .read(true)
+                    .custom_flags((flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+                    .open(&self.link)
+            };
+            // Only a file's owner may ask that its atime stay as it is.
+            open(OFlag::O_NOATIME)
+                .or_else(|_| open(OFlag::empty()))
+                .map_err(|error| error.to_string())
+        });
+        opened.as_ref()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "ranges are what is mapped")]
+mod tests {
+    use super::*;
+
+    fn runs(runs: &[(u64, u32, Heat)]) -> Vec<Run> {
+        let run = |&(index, pages, heat)| Run { index, pages, heat };
+        runs.iter().map(run).collect()
+    }
+
+    #[test]
+    fn mapped_pages_fill_the_gaps() {
+        let ranked = runs(&[(10, 5, 2), (30, 2, 1)]);
+        let warm = |mapped: &[Range<u64>]| warm(ranked.clone(), mapped.to_vec(), 100);
+        assert_eq!(warm(&[]), ranked);
+        assert_eq!(
+            warm(&[8..20, 25..31]),
+            runs(&[(8, 2, 1), (10, 5, 2), (15, 5, 1), (25, 7, 1)])
+        );
+        // Several processes map the same, and one of them beyond the end.
+        assert_eq!(
+            warm(&[40..60, 50..70, 11..13, 40..45, 90..200]),
+            runs(&[(10, 5, 2), (30, 2, 1), (40, 30, 1), (90, 10, 1)])
+        );
+    }
+
+    #[test]
+    fn parts_join() {
+        let parts = runs(&[(16, 16, 1), (0, 16, 1)]);
+        assert_eq!(warm(parts, vec![], 100), runs(&[(0, 32, 1)]));
+    }
+
+    #[test]
+    fn paths_count_from_the_root_of_the_tree() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let root = dir.path().canonicalize().expect("a path");
+        let path = root.join("sub");
+        fs::create_dir(&path).expect("a directory");
+        let path = path.join("file");
+        fs::write(&path, "x").expect("a file");
+        let file = File::open(&path).expect("the file");
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let find = |root: &Path| {
+            let mut tree = Tree::default();
+            let number = tree.find(Path::new(&link), root)?;
+            Ok(number.map(|number| tree.files[number].identity.path.clone()))
+        };
+        assert_eq!(find(Path::new("/")), Ok(Some(path.clone())));
+        assert_eq!(find(&root), Ok(Some("/sub/file".into())));
+        find(Path::new("/proc")).expect_err("outside");
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(find(&root), Err("deleted"));
+    }
+}
