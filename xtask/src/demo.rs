@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// The guests' kernel, as for `cargo xtask vm`
     #[arg(long, default_value = "6.12")]
     kernel: String,
+    /// What `migrator move` observes with: auto, ebpf, procfs
+    #[arg(long, default_value = "auto")]
+    source: String,
     /// Where the picture goes; target/demo.svg without it
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -44,7 +47,7 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
     println!("Building migrator, and what it is tried on");
     let program = bench::build_all(workspace)?;
     println!("Bringing up three virtual machines: an NFS server and two of its clients");
-    let stage = Stage::set(scale(args.kernel), &program)?;
+    let stage = Stage::set(scale(args.kernel, args.source), &program)?;
     println!(
         "They are up after {:.0} s. A server on `source` reads a file of {} MiB on NFS again and \
          again;\nnow it moves to `destination`, over links of {} Mbit/s.",
@@ -81,12 +84,13 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
 }
 
 /// Smaller than the benchmarks': nobody likes to wait.
-fn scale(kernel: String) -> Scale {
+fn scale(kernel: String, source: String) -> Scale {
     Scale {
         kernel,
         size: 192,
         rate: 120,
         window: 32.0,
+        source,
     }
 }
 
@@ -222,7 +226,7 @@ mod tests {
             pass: 100_000_000,
             report: Value::Null,
         };
-        let text = numbers(&[(Arm::Criu, trial)], &scale("6.12".into()));
+        let text = numbers(&[(Arm::Criu, trial)], &scale("6.12".into(), "auto".into()));
         let lines: Vec<_> = text.lines().map(str::trim_end).collect();
         assert!(lines[0].ends_with("CRIU alone"), "{text}");
         assert!(

@@ -65,8 +65,9 @@ impl Arm {
         self == Self::Limit
     }
 
-    /// The shell command that moves the process, on the source.
-    pub(crate) fn command(self, pid: u32) -> String {
+    /// The shell command that moves the process, on the source; migrator
+    /// observes with `source`.
+    pub(crate) fn command(self, pid: u32, source: &str) -> String {
         match self {
             Self::Criu | Self::Limit => criu(pid),
             // Both prefetchers begin with the stop, as well as one can without
@@ -80,8 +81,8 @@ impl Arm {
                  ssh {CONTROL} destination vmtouch -tq $files & {}; wait $!",
                 criu(pid),
             ),
-            Self::NoWarmup => format!("{} --no-warmup", migrator(pid)),
-            Self::Move => migrator(pid),
+            Self::NoWarmup => format!("{} --no-warmup", migrator(pid, source)),
+            Self::Move => migrator(pid, source),
         }
     }
 
@@ -113,8 +114,8 @@ fn criu(pid: u32) -> String {
     )
 }
 
-fn migrator(pid: u32) -> String {
-    format!("migrator move --pid {pid} --to ssh://destination --json")
+fn migrator(pid: u32, source: &str) -> String {
+    format!("migrator move --pid {pid} --to ssh://destination --source {source} --json")
 }
 
 #[cfg(test)]
@@ -135,8 +136,8 @@ mod tests {
 
     #[test]
     fn each_arm_is_its_own_command_but_for_the_limit() {
-        let commands: BTreeSet<_> = Arm::ALL.map(|arm| arm.command(7)).into();
+        let commands: BTreeSet<_> = Arm::ALL.map(|arm| arm.command(7, "auto")).into();
         assert_eq!(commands.len(), Arm::ALL.len() - 1);
-        assert_eq!(Arm::Criu.command(7), Arm::Limit.command(7));
+        assert_eq!(Arm::Criu.command(7, "auto"), Arm::Limit.command(7, "auto"));
     }
 }

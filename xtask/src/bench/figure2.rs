@@ -203,6 +203,7 @@ mod tests {
             size: 1,
             rate: 8,
             window: 10.0,
+            source: "auto".into(),
         }
     }
 

@@ -60,6 +60,9 @@ pub(crate) struct Scale {
     /// Seconds from the order to move until it is asked how much has been read
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub(crate) window: f64,
+    /// What `migrator move` observes with: auto, ebpf, procfs
+    #[arg(long, default_value = "auto")]
+    pub(crate) source: String,
 }
 
 impl Scale {
@@ -70,6 +73,7 @@ impl Scale {
             "file_bytes": self.size << 20,
             "link_bits_per_second": u64::from(self.rate) * 1_000_000,
             "window_seconds": self.window,
+            "source": self.source,
         })
     }
 

@@ -96,7 +96,7 @@ pub(crate) fn run(
     }
 
     let ordered = Instant::now();
-    let mut order = Order::give(stage, &arm.command(pid))?;
+    let mut order = Order::give(stage, &arm.command(pid, &stage.scale.source))?;
     let pass = watch.pass().unwrap_or(1);
     let curve = loop {
         watch.listen(TICK)?;
