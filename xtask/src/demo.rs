@@ -87,8 +87,8 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
 fn scale(kernel: String, source: String) -> Scale {
     Scale {
         kernel,
-        size: 192,
-        rate: 120,
+        size: 160,
+        rate: 96,
         window: 32.0,
         source,
     }

@@ -55,7 +55,7 @@ pub(crate) struct Scale {
     #[arg(long, value_name = "MIB", default_value_t = 192)]
     pub(crate) size: u64,
     /// Megabits per second that each host can send
-    #[arg(long, value_name = "MBIT", default_value_t = 120)]
+    #[arg(long, value_name = "MBIT", default_value_t = 96)]
     pub(crate) rate: u32,
     /// Seconds from the order to move until it is asked how much has been read
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
