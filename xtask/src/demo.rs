@@ -87,7 +87,7 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
 fn scale(kernel: String, source: String) -> Scale {
     Scale {
         kernel,
-        size: 160,
+        size: 128,
         rate: 96,
         window: 32.0,
         source,

@@ -93,7 +93,8 @@ fn columns(curve: &Curve, span: Span, count: usize) -> Vec<Column> {
         match freeze {
             Some(freeze) if middle >= freeze.resumed => Column::Speed(Paint::Destination, speed),
             Some(freeze) if middle >= freeze.stopped => Column::Frozen,
-            _ if speed <= 0.0 => Column::Frozen,
+            // As far as is known by now.
+            None if speed <= 0.0 => Column::Frozen,
             _ => Column::Speed(Paint::Source, speed),
         }
     };
