@@ -21,6 +21,9 @@ use screen::Screen;
 /// Seconds before the order that are shown.
 const BEFORE: f64 = 5.0;
 
+/// Seconds on the destination that are shown at least.
+const AFTER: f64 = 8.0;
+
 /// What is shown.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -74,7 +77,9 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
         })
         .collect();
     let title = "What a process reads per second while it moves to another host";
-    plot::stories(&svg, title, -BEFORE, stage.scale.window, &stories)?;
+    let ends = told.iter().filter_map(|(_, trial)| trial.curve.end());
+    let end = ends.fold(stage.scale.window, f64::max);
+    plot::stories(&svg, title, -BEFORE, end, &stories)?;
     println!(
         "The same as a picture: {}. All of it took {:.1} minutes.",
         svg.display(),
@@ -97,13 +102,14 @@ fn scale(kernel: String, source: String) -> Scale {
 /// Moves the process in one way, and shows what it reads.
 fn tell(stage: &Stage, arm: Arm, screen: &mut Screen) -> Result<Trial> {
     println!("\n{}", screen.bold(arm.title()));
-    let span = Span {
+    // Where everything is slower than we thought, the graph grows.
+    let span = |curve: &Curve| Span {
         from: -BEFORE,
-        to: stage.scale.window,
+        to: curve.end().map_or(0.0, |end| end.max(stage.scale.window)),
     };
     let enough = Enough {
         ordered: stage.scale.window,
-        resumed: 0.0,
+        resumed: AFTER,
         passes: 1,
     };
     let show = |phase: Phase, curve: &Curve| match phase {
@@ -111,11 +117,11 @@ fn tell(stage: &Stage, arm: Arm, screen: &mut Screen) -> Result<Trial> {
             "warming up: {} read",
             size(curve.end().and_then(|end| curve.bytes_at(end)))
         )),
-        Phase::Moving => screen.draw(span, curve, &state(curve)),
+        Phase::Moving => screen.draw(span(curve), curve, &state(curve)),
     };
     let trial = trial::run(stage, Workload::Loop, arm, enough, show)
         .with_context(|| format!("failed to show {}", arm.title()))?;
-    screen.last(span, &trial.curve, &state(&trial.curve));
+    screen.last(span(&trial.curve), &trial.curve, &state(&trial.curve));
     Ok(trial)
 }
 

@@ -123,6 +123,7 @@ pub(crate) fn passes(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
                 number => format!("+{}", number + 1),
             })
             .x_desc("pass before and after the migration")
+            .y_label_formatter(&|speed| format!("{speed:.0}"))
             .y_desc("MB/s")
             .axis_style(GREY)
             .bold_line_style(FAINT)
