@@ -13,6 +13,9 @@ use crate::command;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
 
+/// The eBPF object in `target/dist`.
+const OBJECT: &str = "migrator.bpf.o";
+
 /// Builds both into `target/dist` and describes them in its `manifest.json`.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     println!("Building the eBPF object with {ebpf_rustc}, {linker}");
     let object = ebpf_object(workspace, &toolchain)?;
     println!("Building the static migrator with {}", rustc.version);
-    let binary = static_binary(workspace, &rustc, &object)?;
+    let binary = static_program(workspace, &rustc, "migrator", "migrator", &object)?;
 
     let files = [object, place(&binary, &dist.join("migrator"))?]
         .iter()
@@ -55,6 +58,19 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         .with_context(|| format!("failed to write {}", path.display()))
 }
 
+/// Builds what the benchmarks move, statically for the same reason as migrator:
+/// it runs on any of the guests' systems. It is no part of `target/dist`, and
+/// needs [`run`] before.
+///
+/// # Errors
+/// When it does not compile.
+pub(crate) fn workload(workspace: &Workspace) -> Result<PathBuf> {
+    let rustc = Rustc::find(workspace)?;
+    // The same object, or migrator's library would be built twice.
+    let object = workspace.dist().join(OBJECT);
+    static_program(workspace, &rustc, "migrator-tests", "workload", &object)
+}
+
 /// Compiles the eBPF programs and lays the object in `target/dist`.
 fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
     command::run(toolchain.cargo(workspace, "build").arg("--quiet"))?;
@@ -63,16 +79,24 @@ fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> 
         .join("ebpf")
         .join(toolchain::TARGET)
         .join("release/migrator-ebpf");
-    place(&built, &workspace.dist().join("migrator.bpf.o"))
+    place(&built, &workspace.dist().join(OBJECT))
 }
 
-/// Compiles migrator with the object inside. The target is named although it
-/// is the host's, so that the flags don't reach build scripts and macros.
-fn static_binary(workspace: &Workspace, rustc: &Rustc, object: &Path) -> Result<PathBuf> {
+/// Compiles a program, migrator with the object inside. The target is named
+/// although it is the host's, so that the flags don't reach build scripts and
+/// macros.
+fn static_program(
+    workspace: &Workspace,
+    rustc: &Rustc,
+    package: &str,
+    program: &str,
+    object: &Path,
+) -> Result<PathBuf> {
     command::run(
         workspace
             .cargo()
-            .args(["build", "--quiet", "--release", "--package", "migrator"])
+            .args(["build", "--quiet", "--release"])
+            .args(["--package", package, "--bin", program])
             .args(["--target", &rustc.host, "--target-dir"])
             .arg(workspace.target())
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
@@ -82,7 +106,8 @@ fn static_binary(workspace: &Workspace, rustc: &Rustc, object: &Path) -> Result<
     Ok(workspace
         .target()
         .join(&rustc.host)
-        .join("release/migrator"))
+        .join("release")
+        .join(program))
 }
 
 /// Copies a file to its place if it differs from what is there: an equal file

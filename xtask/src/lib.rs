@@ -2,8 +2,10 @@
 //!
 //! It is a library beside the program so that tests can have the hosts, too.
 
+mod bench;
 mod build;
 mod command;
+mod demo;
 mod packages;
 mod suite;
 mod test;
@@ -30,6 +32,10 @@ enum Task {
     Build,
     /// Run every check and test; those on the running kernel need root.
     Test(test::Args),
+    /// Measure migrations on the test hosts.
+    Bench(bench::Args),
+    /// Show a migration: CRIU alone, then migrator, with live graphs.
+    Demo(demo::Args),
     /// Bring up three virtual machines: an NFS server and two of its clients.
     Vm(vm::Args),
 }
@@ -40,6 +46,8 @@ pub fn main() -> ExitCode {
     let result = Workspace::find().and_then(|workspace| match task {
         Task::Build => build::run(&workspace),
         Task::Test(args) => test::run(&workspace, &args),
+        Task::Bench(args) => bench::run(&workspace, args),
+        Task::Demo(args) => demo::run(&workspace, args),
         Task::Vm(args) => vm::run(&workspace, &args),
     });
     match result {

@@ -1,0 +1,216 @@
+//! What a benchmark leaves behind: raw runs as JSON, and its part of
+//! docs/benchmarks.md.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::arm::Arm;
+use crate::command;
+use crate::workspace::Workspace;
+
+/// Runs of a benchmark, as they come.
+#[derive(Debug)]
+pub(crate) struct Record {
+    name: String,
+    date: String,
+    host: Value,
+    scale: Value,
+    arms: Vec<(Arm, Vec<Value>)>,
+}
+
+impl Record {
+    /// Begins the record of what is called `name` (`figure2-loop`).
+    ///
+    /// # Errors
+    /// When nobody knows the date.
+    pub(crate) fn begin(name: &str, host: Value, scale: Value, arms: &[Arm]) -> Result<Self> {
+        let date = command::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+        Ok(Self {
+            name: name.to_owned(),
+            date: date.trim().to_owned(),
+            host,
+            scale,
+            arms: arms.iter().map(|arm| (*arm, Vec::new())).collect(),
+        })
+    }
+
+    /// Adds a run.
+    pub(crate) fn push(&mut self, arm: Arm, sample: Value) {
+        for (known, samples) in &mut self.arms {
+            if *known == arm {
+                samples.push(sample);
+                return;
+            }
+        }
+        self.arms.push((arm, vec![sample]));
+    }
+
+    /// The arms that have runs, each with them.
+    pub(crate) fn arms(&self) -> impl Iterator<Item = (Arm, &[Value])> {
+        let filled = self.arms.iter().filter(|(_, samples)| !samples.is_empty());
+        filled.map(|(arm, samples)| (*arm, samples.as_slice()))
+    }
+
+    /// A number of each run of an arm.
+    pub(crate) fn numbers(&self, arm: Arm, key: &str) -> Vec<f64> {
+        let of_arm = self.arms().filter(|(other, _)| *other == arm);
+        of_arm
+            .flat_map(|(_, samples)| samples)
+            .filter_map(|sample| sample[key].as_f64())
+            .collect()
+    }
+
+    /// The day, and on what, in a line.
+    pub(crate) fn setting(&self) -> String {
+        let text = |key: &str| self.host[key].as_str().unwrap_or("?").to_owned();
+        let scale = |key: &str| self.scale[key].as_f64().unwrap_or(0.0);
+        format!(
+            "{}, {} ({} cores), guests: {}, Linux {}, CRIU {}; a file of {:.0} MiB, \
+             links of {:.0} Mbit/s",
+            self.date,
+            text("processor"),
+            self.host["cores"],
+            text("guest_processor"),
+            text("guest_kernel"),
+            text("guest_criu"),
+            scale("file_bytes") / f64::from(1 << 20),
+            scale("link_bits_per_second") / 1e6,
+        )
+    }
+
+    /// All of it.
+    pub(crate) fn to_json(&self, summary: &Value) -> Value {
+        let arms: Map<String, Value> = self
+            .arms()
+            .map(|(arm, samples)| (arm.key().to_owned(), json!(samples)))
+            .collect();
+        json!({
+            "schema": "migrator.bench/1",
+            "bench": self.name,
+            "date": self.date,
+            "host": self.host,
+            "scale": self.scale,
+            "arms": arms,
+            "summary": summary,
+        })
+    }
+
+    /// Where a file of this benchmark is kept.
+    pub(crate) fn path(&self, workspace: &Workspace, ending: &str) -> Result<PathBuf> {
+        let directory = workspace.root.join("docs/benchmarks");
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("failed to create {}", directory.display()))?;
+        Ok(directory.join(format!("{}.{ending}", self.name)))
+    }
+
+    /// Keeps the raw runs, a line each.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub(crate) fn keep(&self, workspace: &Workspace, summary: &Value) -> Result<()> {
+        let path = self.path(workspace, "json")?;
+        fs::write(&path, lines(&self.to_json(summary)))
+            .with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Puts a text into docs/benchmarks.md in the place of the last one.
+    ///
+    /// # Errors
+    /// When the file can't be read or written.
+    pub(crate) fn document(&self, workspace: &Workspace, text: &str) -> Result<()> {
+        let path = workspace.root.join("docs/benchmarks.md");
+        let old = fs::read_to_string(&path)
+            .with_context(|| format!("failed to read {}", path.display()))?;
+        fs::write(&path, replace(&old, &self.name, text))
+            .with_context(|| format!("failed to write {}", path.display()))
+    }
+}
+
+/// JSON with a line for each run, so that git shows what changed.
+fn lines(record: &Value) -> String {
+    let mut text = String::from("{\n");
+    let Value::Object(members) = record else {
+        return format!("{record}\n");
+    };
+    let mut members = members.iter().peekable();
+    while let Some((key, value)) = members.next() {
+        text += &format!("  {}: ", json!(key));
+        match (key.as_str(), value) {
+            ("arms", Value::Object(arms)) => {
+                let arms = arms.iter().map(|(arm, samples)| {
+                    let samples = samples.as_array().into_iter().flatten();
+                    let samples: Vec<_> = samples.map(|sample| format!("      {sample}")).collect();
+                    format!("    {}: [\n{}\n    ]", json!(arm), samples.join(",\n"))
+                });
+                text += &format!("{{\n{}\n  }}", arms.collect::<Vec<_>>().join(",\n"));
+            }
+            _ => text += &value.to_string(),
+        }
+        text += if members.peek().is_some() {
+            ",\n"
+        } else {
+            "\n"
+        };
+    }
+    text + "}\n"
+}
+
+/// Replaces what is between the markers of a part, or adds it at the end.
+fn replace(document: &str, part: &str, text: &str) -> String {
+    let begin = format!("<!-- begin {part}: written by cargo xtask bench -->\n");
+    let end = format!("<!-- end {part} -->\n");
+    let text = format!("{begin}{}\n{end}", text.trim_end());
+    let found = document.split_once(&begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(&end)?;
+        Some((before, after))
+    });
+    match found {
+        Some((before, after)) => format!("{before}{text}{after}"),
+        None => format!("{}\n\n{text}", document.trim_end()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let scale = json!({"file_bytes": 1 << 20, "link_bits_per_second": 8_000_000});
+        let arms = [Arm::Move, Arm::Criu];
+        let mut record = Record::begin("test", json!({"cores": 2}), scale, &arms).expect("a date");
+        record.push(Arm::Criu, json!({"bytes": 1}));
+        record.push(Arm::Criu, json!({"bytes": 3}));
+        record
+    }
+
+    #[test]
+    fn what_is_kept_is_json_with_a_line_for_each_run() {
+        let whole = record().to_json(&json!({"ratio": 2.0}));
+        let text = lines(&whole);
+        let read: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(read, whole);
+        assert!(text.contains("\n      {\"bytes\":3}\n"), "{text}");
+        // An arm without runs is not there.
+        assert_eq!(read["arms"].as_object().map(Map::len), Some(1));
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_arm() {
+        assert_eq!(record().numbers(Arm::Criu, "bytes"), [1.0, 3.0]);
+        assert!(record().numbers(Arm::Move, "bytes").is_empty());
+    }
+
+    #[test]
+    fn a_part_is_replaced_in_its_place() {
+        let first = replace("# Title\n", "a", "one");
+        let both = replace(&first, "b", "two");
+        let again = replace(&both, "a", "three\n");
+        assert_eq!(again, both.replace("one", "three"));
+        assert!(again.starts_with("# Title\n\n<!-- begin a"), "{again}");
+        assert!(again.ends_with("two\n<!-- end b -->\n"), "{again}");
+    }
+}
