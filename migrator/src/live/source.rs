@@ -101,6 +101,10 @@ pub fn run(
     tracker: impl FnOnce() -> anyhow::Result<(Tracker, &'static str)>,
 ) -> anyhow::Result<Moved> {
     let processes = tree::processes(options.root)?;
+    if let Subject::Process { .. } = options.subject {
+        // Runtimes bring terminals and pipes of a container along.
+        tree::check_outside(&processes)?;
+    }
     tree::check(&processes, options.passed.tcp_established)?;
     check_here(options)?;
     let mut clock = Clock::start();
@@ -512,9 +516,6 @@ impl Host<'_> {
             origin.processes.clone_from(&frozen.processes);
         }
         self.session.note(JOURNAL, &self.journal)?;
-        if frozen.releases {
-            self.session.note(RELEASE, &())?;
-        }
         frozen.sending = Some(self.send_images()?);
 
         let began = Instant::now();
@@ -524,6 +525,10 @@ impl Host<'_> {
             let began = Instant::now();
             self.send_news(watched, &BTreeSet::new())?;
             self.clock.ended("last list", began);
+        }
+        if frozen.releases {
+            // Not before: what has been read and written is asked of the tree.
+            self.session.note(RELEASE, &())?;
         }
         let mut dumped = false;
         loop {

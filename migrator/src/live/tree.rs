@@ -185,21 +185,44 @@ pub fn sync(processes: &[Process]) -> anyhow::Result<()> {
 /// # Errors
 /// A sentence that says what, and what to do.
 pub fn check(processes: &[Process], tcp_established: bool) -> anyhow::Result<()> {
-    let ours: BTreeSet<i32> = processes.iter().map(|process| process.pid).collect();
-    if ours.contains(&1) {
+    let has = |pid: i32| processes.iter().any(|process| process.pid == pid);
+    if has(1) {
         bail!("process 1 is this host's init, which can't be moved");
     }
-    if ours.contains(&(std::process::id() as i32)) {
+    if has(std::process::id() as i32) {
         bail!("migrator is one of the processes to move: start it from outside of the tree");
     }
-    let mut pipes = BTreeSet::new();
-    let mut sockets = BTreeSet::new();
+    if tcp_established {
+        return Ok(());
+    }
     for process in processes {
-        for (link, fd) in links(*process) {
-            let (Ok(target), Some(fd)) = (fs::read_link(&link), fd) else {
-                continue;
-            };
-            let target = target.to_string_lossy().into_owned();
+        let sockets = descriptors(*process)
+            .filter_map(|(_, _, target)| {
+                let inode = target.strip_prefix("socket:[")?;
+                Some(inode.trim_end_matches(']').to_owned())
+            })
+            .collect();
+        if let Some(connection) = established(*process, &sockets) {
+            bail!(
+                "process {} has a TCP connection ({connection}); it survives only if the address \
+                 moves to the destination as well: close it, or say --tcp-established",
+                process.pid
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a tree that hangs on something outside of it: a terminal, or a pipe
+/// of a process that stays.
+///
+/// # Errors
+/// A sentence that says what, and what to do.
+pub fn check_outside(processes: &[Process]) -> anyhow::Result<()> {
+    let ours: BTreeSet<i32> = processes.iter().map(|process| process.pid).collect();
+    let mut pipes = BTreeSet::new();
+    for process in processes {
+        for (link, fd, target) in descriptors(*process) {
             if fs::metadata(&link).is_ok_and(|meta| is_terminal(&meta)) {
                 bail!(
                     "process {} has the terminal {target} open (descriptor {fd}), which does not \
@@ -210,16 +233,7 @@ pub fn check(processes: &[Process], tcp_established: bool) -> anyhow::Result<()>
             }
             if target.starts_with("pipe:") {
                 pipes.insert(target);
-            } else if let Some(inode) = target.strip_prefix("socket:[") {
-                sockets.insert(inode.trim_end_matches(']').to_owned());
             }
-        }
-        if !tcp_established && let Some(connection) = established(*process, &sockets) {
-            bail!(
-                "process {} has a TCP connection ({connection}); it survives only if the address \
-                 moves to the destination as well: close it, or say --tcp-established",
-                process.pid
-            );
         }
     }
     if let Some((pid, pipe)) = outside(&pipes, &ours) {
@@ -229,6 +243,15 @@ pub fn check(processes: &[Process], tcp_established: bool) -> anyhow::Result<()>
         );
     }
     Ok(())
+}
+
+/// The links to the descriptors of a process, their numbers, and what they
+/// refer to.
+fn descriptors(process: Process) -> impl Iterator<Item = (PathBuf, i32, String)> {
+    links(process).into_iter().filter_map(|(link, fd)| {
+        let target = fs::read_link(&link).ok()?;
+        Some((link, fd?, target.to_string_lossy().into_owned()))
+    })
 }
 
 /// Pseudo-terminals (majors 136 to 143) and ttys (4); see devices.txt of the
