@@ -13,7 +13,7 @@ use xtask::vm::{Client, Host, Hosts, SHARED};
 use crate::steps::Verdict;
 
 /// How long a move may take under translation, with its faults.
-const MOVE: Duration = Duration::from_secs(240);
+const MOVE: Duration = Duration::from_secs(180);
 
 /// How long everything may take to come to rest after it.
 const REST: Duration = Duration::from_secs(180);
@@ -224,12 +224,10 @@ impl Tree {
                 (0, 3) => break Client::Destination,
                 seen if began.elapsed() > REST => bail!(
                     "{} processes of the tree run on the source and {} on the destination; \
-                     the ledger: {:?}; source: {}; destination: {}",
+                     the ledger: {:?}",
                     seen.0,
                     seen.1,
                     self.verdict(hosts)?,
-                    state(&hosts.source)?,
-                    state(&hosts.destination)?,
                 ),
                 _ => thread::sleep(Duration::from_millis(300)),
             }
@@ -274,12 +272,22 @@ fn running(host: &Host) -> Result<usize> {
         .count())
 }
 
-/// What of a host to show with a failure.
-fn state(host: &Host) -> Result<String> {
-    host.run(
-        "ps -eo pid,ppid,stat,args | grep -E 'steps|criu|migrator' | grep -v grep
-         for f in /run/migrator/*/*; do echo \"$f: $(head -c 300 $f)\"; done; true",
-    )
+/// What of both clients to show with a failure.
+pub fn scene(hosts: &Hosts) -> String {
+    let state = |host: &Host| {
+        let seen = host.run(
+            "ps -eo pid,ppid,stat,wchan:24,etimes,args | grep -E 'steps|criu|migrator' | grep -v grep
+             for f in $(find /run/migrator /var/lib/migrator -maxdepth 2 -type f)
+             do echo \"$f: $(head -c 300 $f)\"; done
+             for f in /var/lib/migrator/*/*.log; do echo \"$f:\"; tail -n 5 $f; done; cat /proc/locks; true",
+        );
+        format!(
+            "--- {}:\n{}",
+            host.name(),
+            seen.unwrap_or_else(|error| format!("{error:#}"))
+        )
+    };
+    state(&hosts.source) + &state(&hosts.destination)
 }
 
 /// Waits until nothing of a move is left: no process of migrator or CRIU, no
@@ -298,7 +306,7 @@ pub fn nothing_left(hosts: &Hosts) -> Result<()> {
                 )?;
                 Ok(match left.trim() {
                     "" => String::new(),
-                    left => format!("{}: {left}\n{}", host.name(), state(host)?),
+                    left => format!("{}: {left}\n", host.name()),
                 })
             })
             .into_iter()

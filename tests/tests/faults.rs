@@ -13,7 +13,7 @@ use migrator_tests::fault::Fault::{
     self, AllKilledAtSource, CriuFails, CriuKilled, DiskFull, MoverKilled, NetworkCut, PowerCut,
     ReceiverKilled, StorageStalls,
 };
-use migrator_tests::fault::{Move, Tree, clean, nothing_left};
+use migrator_tests::fault::{Move, Tree, clean, nothing_left, scene};
 use migrator_tests::random::Random;
 use xtask::vm::Client::{Destination, Source};
 use xtask::vm::{Client, Hosts, Options};
@@ -133,7 +133,7 @@ fn run(hosts: &mut Hosts, case: Case, delay: Duration) -> Result<&'static str> {
         moving.ends_within(Duration::from_secs(60));
         hosts.restart(Destination)?;
     }
-    let moved = moving.finish()?;
+    let moved = moving.finish().with_context(|| scene(hosts))?;
     if case.fault == AllKilledAtSource {
         // Nobody is left who could know of it.
         hosts.source.run("migrator recover")?;
@@ -159,5 +159,8 @@ fn run(hosts: &mut Hosts, case: Case, delay: Duration) -> Result<&'static str> {
             Client::Destination => "destination",
         })
     };
-    outcome().with_context(|| format!("exit {code:?}; it said\n{}", moved.said))
+    outcome().with_context(|| {
+        let said = &moved.said;
+        format!("exit {code:?}; it said\n{said}{}", scene(hosts))
+    })
 }
