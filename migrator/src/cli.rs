@@ -279,7 +279,7 @@ pub struct ReceiveArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub warm: WarmArgs,
-    /// Prefetch only: take over no processes. --listen never does.
+    /// Prefetch only: take over no processes. --listen and --allow mean this, too.
     #[arg(long)]
     pub cache_only: bool,
     /// The CRIU of this host.

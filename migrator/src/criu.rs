@@ -174,7 +174,14 @@ pub fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
     let program = program.to_str().context("migrator's path is not UTF-8")?;
     let program = shlex::try_quote(program).context("migrator's path has a NUL")?;
     let name = session.name();
-    let script = format!("#!/bin/sh\nexport {VARIABLE}={name}\n{program} criu-hook\nexit $?\n");
+    // CRIU calls it at other stages, too, and a frozen tree waits for that.
+    let script = format!(
+        "#!/bin/sh\n\
+         case $CRTOOLS_SCRIPT_ACTION in post-dump | post-restore | post-resume) ;; *) exit 0 ;; esac\n\
+         export {VARIABLE}={name}\n\
+         {program} criu-hook\n\
+         exit $?\n"
+    );
     let write = || {
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o700);

@@ -30,7 +30,8 @@ pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
         )
         .into());
     }
-    let takes_over = args.stdio && !args.cache_only;
+    // Whoever limits what may be read does not mean to have programs started.
+    let takes_over = args.stdio && !args.cache_only && args.warm.allow.is_empty();
     let options = options(args.warm)?;
     let guests = guests(Criu::new(args.criu), options.clone(), takes_over);
     let signals = Signals::block()?;
@@ -80,7 +81,7 @@ fn guests(criu: Criu, options: Options, takes_over: bool) -> Guests {
                 let stop = Arc::clone(&options.stop);
                 live::destination::serve(peer, &order, &criu, options, &stop)?;
             }
-            Message::Ask(session) => {
+            Message::Ask(session) if takes_over => {
                 live::destination::answer(peer, &session)?;
             }
             _ => {

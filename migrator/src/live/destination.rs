@@ -34,11 +34,11 @@ const LOOK: Duration = Duration::from_millis(5);
 const PIECES: usize = 64;
 
 /// How many readers may read while the images come or the tree is restored:
-/// enough to use a link that is idle, too few to take it from others.
-const YIELDING: u16 = 4;
+/// it uses a link that is idle, and hardly takes it from others.
+const YIELDING: u16 = 1;
 
-/// How many may read beside the tree when it runs.
-const BESIDE: u16 = 16;
+/// How many may read beside the tree when it runs, whose own reads come first.
+const BESIDE: u16 = 4;
 
 /// Takes over what the order names. Gives what it did; none if the source
 /// gave up, or this side refused.

@@ -87,6 +87,21 @@ impl Target {
 }
 
 impl Shared {
+    /// Whether a reader is to leave disk, network and processors to others at
+    /// the moment. The first never does.
+    fn rests(&self, number: u16) -> bool {
+        number >= self.at_once.load(Relaxed).max(1)
+    }
+
+    /// How many bytes a reader may ask for at once: where few read, they read
+    /// beside somebody who waits for what stands behind them in the queue.
+    fn piece(&self) -> usize {
+        match self.at_once.load(Relaxed) < GENTLE {
+            true => PIECE,
+            false => BATCH as usize,
+        }
+    }
+
     /// Counts pages of a target as skipped.
     pub(super) fn skip(&self, target: &Target, reason: Reason, pages: u64, detail: &str) {
         let path: &PathBuf = &target.identity.path;
@@ -95,6 +110,12 @@ impl Shared {
     }
 }
 
+/// Where fewer readers than this may work, they ask for pieces of [`PIECE`]
+/// bytes: a link of 100 Mbit/s is busy for 10 ms with one, and with a whole
+/// batch for 90 ms.
+const GENTLE: u16 = 8;
+const PIECE: usize = 128 << 10;
+
 /// How often a reader that is to rest looks whether it still is.
 const REST: Duration = Duration::from_millis(5);
 
@@ -102,6 +123,7 @@ const REST: Duration = Duration::from_millis(5);
 /// the reader, from 0 on.
 pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
     let mut reader = Reader {
+        number,
         shared,
         page_size,
         buffer: vec![0; BATCH.max(page_size) as usize],
@@ -109,7 +131,7 @@ pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size
         current: None,
     };
     loop {
-        while number >= shared.at_once.load(Relaxed).max(1) {
+        while shared.rests(number) {
             if shared.closed.load(Relaxed) && jobs.is_empty() {
                 return;
             }
@@ -123,6 +145,7 @@ pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size
 
 /// What a reading thread has of its own.
 struct Reader<'a> {
+    number: u16,
     shared: &'a Shared,
     page_size: u32,
     /// Page cache is copied into it and never looked at. It is as large as a
@@ -154,7 +177,16 @@ impl Reader<'_> {
             (None, Some(second)) if job.heat >= ACTIVATE => {
                 read_twice(&open.first, second, job.batch, &mut self.buffer)
             }
-            _ => read(&open.first, job.batch, &mut self.buffer),
+            _ => {
+                let shared = self.shared;
+                let turn = || {
+                    while shared.rests(self.number) && !shared.stop.load(Relaxed) {
+                        thread::sleep(REST);
+                    }
+                    shared.piece()
+                };
+                read(&open.first, job.batch, &mut self.buffer, turn)
+            }
         };
         if job.resident {
             return;
@@ -217,17 +249,24 @@ fn read_twice(
     batch: Batch,
     buffer: &mut [u8],
 ) -> (u32, io::Result<()>) {
-    let result = read(first, batch, buffer);
-    _ = read(second, batch, buffer);
+    let all = || batch.len as usize;
+    let result = read(first, batch, buffer, all);
+    _ = read(second, batch, buffer, all);
     result
 }
 
-/// Reads all of the batch, or up to the file's end. How many bytes came is
-/// given in either case.
-fn read(file: &File, batch: Batch, buffer: &mut [u8]) -> (u32, io::Result<()>) {
+/// Reads all of the batch, or up to the file's end, and before each piece asks
+/// `turn` how large it may be. How many bytes came is given in either case.
+fn read(
+    file: &File,
+    batch: Batch,
+    buffer: &mut [u8],
+    turn: impl Fn() -> usize,
+) -> (u32, io::Result<()>) {
     let mut done = 0;
     while done < batch.len {
-        let rest = &mut buffer[..(batch.len - done) as usize];
+        let rest = ((batch.len - done) as usize).min(turn());
+        let rest = &mut buffer[..rest];
         match file.read_at(rest, batch.offset + u64::from(done)) {
             Ok(0) => break,
             // No more than the rest, which fits.
