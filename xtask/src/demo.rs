@@ -22,7 +22,7 @@ use screen::Screen;
 const BEFORE: f64 = 5.0;
 
 /// Seconds on the destination that are shown at least.
-const AFTER: f64 = 8.0;
+const AFTER: f64 = 10.0;
 
 /// What is shown.
 #[derive(Debug, clap::Args)]
@@ -155,7 +155,7 @@ fn size(bytes: Option<f64>) -> String {
 /// A table with a column for each way.
 fn numbers(told: &[(Arm, Trial)], scale: &Scale) -> String {
     type Row<'a> = (String, Box<dyn Fn(&Trial, Freeze) -> Option<String> + 'a>);
-    let rows: [Row<'_>; 4] = [
+    let rows: [Row<'_>; 5] = [
         (
             "frozen".into(),
             Box::new(|_, freeze| Some(format!("{:.1} s", freeze.seconds()))),
@@ -177,6 +177,14 @@ fn numbers(told: &[(Arm, Trial)], scale: &Scale) -> String {
                 let speed = trial.pass as f64 / (first.end - first.begin);
                 let warm = trial.curve.speed(-2.0, 0.0)?;
                 Some(format!("{:.0} %", speed / warm * 100.0))
+            }),
+        ),
+        (
+            format!("read in {AFTER:.0} s there"),
+            Box::new(|trial, freeze| {
+                let (begin, end) = (freeze.resumed, freeze.resumed + AFTER);
+                let read = trial.curve.bytes_at(end)? - trial.curve.bytes_at(begin)?;
+                Some(size(Some(read)))
             }),
         ),
         (
@@ -240,6 +248,9 @@ mod tests {
             "{text}"
         );
         assert!(lines[2].ends_with("60 MB/s"), "{text}");
-        assert!(lines[4].ends_with("1.8 GB"), "{text}");
+        assert!(
+            lines[4].ends_with("600 MB") && lines[5].ends_with("1.8 GB"),
+            "{text}"
+        );
     }
 }
