@@ -21,7 +21,6 @@
 //!   What was dropped (NFS drops the pages of a file that gets locked) is
 //!   read again; `post-resume` would come after the images are closed.
 
-pub mod cgroup;
 pub mod install;
 pub mod list;
 pub mod look;

@@ -5,6 +5,7 @@
 //! (or [`protocol`]) → [`plan`] → [`prefetch`].
 
 pub mod btf;
+pub mod cgroup;
 pub mod cli;
 pub mod command;
 pub mod container;

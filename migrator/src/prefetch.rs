@@ -43,6 +43,9 @@ pub struct Options {
     /// neither `..` nor a symlink leads out of it. Without it, paths are
     /// those of this process. Needs Linux 5.6 (`openat2`).
     pub root: Option<Arc<OwnedFd>>,
+    /// Read files also when their size or mtime is not that of the list: who
+    /// asks knows that they are the ones meant, and are being written.
+    pub any_version: bool,
     /// Read at most so many bytes, hottest first. Without it, and as a limit
     /// to it, what memory is available.
     pub budget: Option<u64>,
@@ -70,6 +73,7 @@ impl Default for Options {
         Self {
             maps: Vec::new(),
             allow: Vec::new(),
+            any_version: false,
             root: None,
             budget: None,
             jobs: 32,

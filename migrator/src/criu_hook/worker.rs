@@ -24,7 +24,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 
 use super::stage::{Call, Stage, threads};
-use super::{RUN, cgroup, list};
+use super::{RUN, list};
+use crate::cgroup;
 use crate::prefetch::{Options, StartError, prefetch};
 
 /// How long it may take.

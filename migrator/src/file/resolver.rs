@@ -279,7 +279,8 @@ impl Resolver {
         let below = below.strip_prefix("/").ok()?;
         let files: Vec<_> = overlay::layers(&mount.options)
             .into_iter()
-            .map(|layer| layer.join(below))
+            // podman names them by links that other hosts don't have.
+            .map(|layer| fs::canonicalize(&layer).unwrap_or(layer).join(below))
             .filter_map(|path| Some((fs::symlink_metadata(&path).ok()?, path)))
             .filter(|(meta, _)| meta.is_file())
             .collect();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::session::Leader;
 use super::{Decision, Session};
+use crate::cgroup;
 use crate::container;
 use crate::destination::Destination;
 use crate::live::order::Subject;
@@ -54,6 +55,8 @@ pub struct Journal {
     pub subject: Subject,
     /// Images outside of the session's directory.
     pub images: Option<PathBuf>,
+    /// The cgroup that the destination made ahead for the container.
+    pub cgroup: Option<PathBuf>,
     /// What only the source knows.
     pub source: Option<Origin>,
 }
@@ -138,7 +141,7 @@ pub fn finish(session: &Session, journal: &Journal, decision: Decision) -> anyho
     }
     match &journal.source {
         Some(origin) => finish_source(session, journal, origin, decision)?,
-        None => finish_destination(session, &journal.subject, decision)?,
+        None => finish_destination(session, journal, decision)?,
     }
     if journal.source.is_none() && decision == Decision::Run && !session.has(ENDED) {
         // The source may ask, and is to hear that it runs here.
@@ -324,7 +327,7 @@ fn finish_source(
 
 fn finish_destination(
     session: &Session,
-    subject: &Subject,
+    journal: &Journal,
     decision: Decision,
 ) -> anyhow::Result<()> {
     if decision == Decision::Run {
@@ -337,10 +340,13 @@ fn finish_destination(
             Signal::SIGKILL,
         );
     }
-    match session.has(AT_WORK) {
-        true => container::discard(subject),
-        false => Ok(()),
+    if session.has(AT_WORK) {
+        container::discard(&journal.subject)?;
     }
+    if let Some(cgroup) = &journal.cgroup {
+        cgroup::remove(cgroup);
+    }
+    Ok(())
 }
 
 /// Kills CRIU and what it has made so far. A restore that waits for a lock

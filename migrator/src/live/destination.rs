@@ -1,7 +1,7 @@
 //! The destination's side: takes a tree over when the source lets go of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -14,9 +14,10 @@ use nix::sys::utsname::uname;
 use tokio::sync::mpsc;
 
 use super::images;
-use super::order::{Able, ORDER_SCHEMA, OpenedFile, Order, Subject};
+use super::order::{Able, ORDER_SCHEMA, Order, Subject};
 use super::report::Arrival;
 use super::tree::{self, Process};
+use crate::cgroup::{self, Visit};
 use crate::container;
 use crate::criu::{Criu, Passed};
 use crate::handover::session::Leader;
@@ -158,6 +159,8 @@ struct Guest<'a> {
     warmer: Warmer,
     options: Options,
     interrupted: &'a AtomicBool,
+    /// Where what is read before the restore is charged.
+    visit: Option<Visit>,
     images_ended: Instant,
     restore_seconds: f64,
 }
@@ -175,6 +178,7 @@ impl<'a> Guest<'a> {
             let journal = Journal {
                 subject: order.subject.clone(),
                 images: order.images.clone(),
+                cgroup: order.cgroup.clone(),
                 source: None,
             };
             session.note(JOURNAL, &journal)?;
@@ -184,6 +188,11 @@ impl<'a> Guest<'a> {
         };
         match prepare() {
             Ok((session, leader, journal, warmer)) => Ok(Self {
+                visit: order.cgroup.as_deref().and_then(|path| {
+                    let uncharged =
+                        |error| eprintln!("migrator: not charged to the container yet: {error}");
+                    Visit::begin(path).map_err(uncharged).ok()
+                }),
                 peer,
                 order,
                 session,
@@ -274,6 +283,10 @@ impl<'a> Guest<'a> {
             tcp_established: self.order.tcp_established,
         };
         let images = self.images();
+        if let Some(visit) = &self.visit {
+            // Runtimes want it empty, and what they start shall not be in it.
+            visit.end()?;
+        }
         let subject = &self.order.subject;
         let mut command = container::restore(subject, &self.session, &images, criu, passed)?;
         let mut child = command
@@ -365,6 +378,12 @@ impl<'a> Guest<'a> {
 
     /// The tree runs. Whatever happens now, it stays.
     fn settle_in(self, restore_seconds: f64) -> anyhow::Result<Arrival> {
+        if self.order.cgroup.is_some()
+            && let Some(root) = self.session.read::<Process>(RESTORED)?
+            && let Err(error) = cgroup::join(root.pid, BESIDE.into())
+        {
+            eprintln!("migrator: not charged to the container: {error}");
+        }
         let Self {
             mut peer,
             order: _,
@@ -416,6 +435,10 @@ impl<'a> Guest<'a> {
     /// Tells the source, and leaves nothing behind.
     fn give_up(self, error: anyhow::Error) -> anyhow::Error {
         self.options.stop.store(true, Relaxed);
+        if let Some(visit) = &self.visit {
+            // It may be there already, or its cgroup gone.
+            _ = visit.end();
+        }
         let cleaned = self
             .session
             .decide(Decision::End)
@@ -442,24 +465,17 @@ fn await_end(peer: &mut Peer, interrupted: &AtomicBool) -> Result<(), Fault> {
 
 /// Looks at all pages again: taking locks and writes from the source have
 /// made NFS drop some.
-fn refill(mut files: Vec<HotFile>, options: Options) -> anyhow::Result<prefetch::Report> {
-    // The tree runs, and may have written.
-    files.retain_mut(|file| match latest(&file.identity.path) {
-        Some(now) => {
-            (file.identity.size, file.identity.mtime_ns) = (now.size, now.mtime_ns);
-            true
+fn refill(mut files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
+    // The tree runs, and writes.
+    options.any_version = true;
+    for file in &mut files {
+        if let Ok(meta) = fs::symlink_metadata(&file.identity.path) {
+            file.identity.size = meta.len();
         }
-        None => false,
-    });
+    }
     let list = crate::pagelist::PageIndexList {
         page_size: crate::kernel::page_size(),
         files,
     };
     prefetch::prefetch(list, options).context("failed to look at the pages again")
-}
-
-fn latest(path: &Path) -> Option<OpenedFile> {
-    let meta = fs::symlink_metadata(path).ok()?;
-    meta.is_file()
-        .then(|| OpenedFile::new(path.to_owned(), &meta, false))
 }

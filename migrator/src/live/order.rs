@@ -51,6 +51,9 @@ pub struct Order {
     pub pids: Vec<i32>,
     /// The regular files that it has open, as the host sees them.
     pub files: Vec<OpenedFile>,
+    /// The container's cgroup below the root of cgroup2, to which its page
+    /// cache is charged.
+    pub cgroup: Option<PathBuf>,
     /// Where the images are, if both hosts share that; else they are sent.
     pub images: Option<PathBuf>,
     /// Whether TCP connections are to be restored.

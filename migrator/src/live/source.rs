@@ -18,6 +18,7 @@ use super::order::{Able, ORDER_SCHEMA, Order, Subject};
 use super::report::{Arrival, Clock, ListSize, Moved, SCHEMA};
 use super::rounds::Rounds;
 use super::tree::{self, Process};
+use crate::cgroup;
 use crate::container;
 use crate::criu::{Criu, Passed};
 use crate::destination::Destination;
@@ -118,6 +119,7 @@ pub fn run(
     let journal = Journal {
         subject: options.subject.clone(),
         images: options.images.clone(),
+        cgroup: None,
         source: Some(Origin {
             processes,
             to: options.to.clone(),
@@ -232,6 +234,10 @@ fn order(options: &Options, session: &Session, processes: &[Process]) -> anyhow:
             // Their paths are those of another mount namespace; the runtime
             // and CRIU look at them.
             _ => Vec::new(),
+        },
+        cgroup: match &options.subject {
+            Subject::Process { .. } => None,
+            _ => cgroup::path_of(options.root),
         },
         images: options.images.clone(),
         tcp_established: options.passed.tcp_established,

@@ -340,6 +340,7 @@ mod tests {
         drop(queue);
         let shared = Shared {
             opener: Opener {
+                any_version: false,
                 maps: Vec::new(),
                 allow: Vec::new(),
                 root: None,

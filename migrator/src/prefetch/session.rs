@@ -96,6 +96,7 @@ impl Session {
             opener: Opener {
                 maps: options.maps,
                 allow: options.allow,
+                any_version: options.any_version,
                 root: options.root,
                 twice: options.activate,
             },

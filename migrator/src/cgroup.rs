@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::file::mountinfo::MountTable;
 
@@ -58,6 +58,91 @@ pub fn join(pid: i32, pids: u64) -> Result<PathBuf, NotJoined> {
     // 0 is the process that writes.
     fs::write(&path, "0").map_err(|source| NotJoined::Failed { path, source })?;
     Ok(cgroup)
+}
+
+/// This process is in a cgroup that a container will have, and reads for it.
+#[derive(Debug)]
+pub struct Visit {
+    cgroup: PathBuf,
+    home: PathBuf,
+}
+
+impl Visit {
+    /// Makes a cgroup (of version 2, by its path below the root of the
+    /// hierarchy) that has a memory controller, and moves this process there.
+    /// Runtimes take it as it is: `docs/containers.md`.
+    ///
+    /// # Errors
+    /// Why it stays where it is.
+    pub fn begin(path: &Path) -> Result<Self, NotJoined> {
+        let mounts = MountTable::read(Path::new("/proc/self")).map_err(|_| NotJoined::None)?;
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|_| NotJoined::None)?;
+        let home = memory_cgroup(&own, &mounts).ok_or(NotJoined::None)?;
+        let text = format!("0::{}\n", path.display());
+        let cgroup = memory_cgroup(&text, &mounts).ok_or(NotJoined::None)?;
+        let has_parents = path.components().any(|part| part == Component::ParentDir);
+        if path == Path::new("/") || has_parents {
+            return Err(NotJoined::None);
+        }
+        let visit = Self { cgroup, home };
+        visit.make(path).and_then(|()| visit.enter(&visit.cgroup))?;
+        Ok(visit)
+    }
+
+    fn make(&self, path: &Path) -> Result<(), NotJoined> {
+        // The root of the hierarchy, and each cgroup on the way, has to hand
+        // the controller down.
+        let depth = path.components().count() - 1;
+        let ways: Vec<&Path> = self.cgroup.ancestors().take(depth + 1).collect();
+        for way in ways.into_iter().rev() {
+            let create = || match fs::create_dir(way) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            };
+            let hand_down = || match way == self.cgroup {
+                true => Ok(()),
+                false => fs::write(way.join("cgroup.subtree_control"), "+memory"),
+            };
+            create().and_then(|()| hand_down()).map_err(|source| {
+                let path = way.to_owned();
+                NotJoined::Failed { path, source }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn enter(&self, cgroup: &Path) -> Result<(), NotJoined> {
+        let path = cgroup.join("cgroup.procs");
+        // 0 is the process that writes.
+        fs::write(&path, "0").map_err(|source| NotJoined::Failed { path, source })
+    }
+
+    /// Moves this process back; what it has read stays charged.
+    ///
+    /// # Errors
+    /// Why it stays where it is.
+    pub fn end(&self) -> Result<(), NotJoined> {
+        self.enter(&self.home)
+    }
+}
+
+/// Removes a cgroup that [`Visit`] has made and nobody will use. A runtime that
+/// has failed may have done it already, and one that has not keeps it.
+pub fn remove(path: &Path) {
+    let mounts = MountTable::read(Path::new("/proc/self"));
+    let text = format!("0::{}\n", path.display());
+    if let Ok(mounts) = mounts
+        && let Some(cgroup) = memory_cgroup(&text, &mounts)
+    {
+        _ = fs::remove_dir(cgroup);
+    }
+}
+
+/// The path of a process' cgroup of version 2 below the root of the hierarchy.
+pub fn path_of(pid: i32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(PathBuf::from(path))
 }
 
 /// The directory of the memory cgroup in `/proc/PID/cgroup`.
