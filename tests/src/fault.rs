@@ -347,7 +347,7 @@ impl Move {
     /// When ssh can't be started.
     pub fn start(hosts: &Hosts, what: &str) -> Result<Self> {
         let mut process = hosts.source.spawn(&format!(
-            "exec migrator move {what} --to ssh://destination --source procfs --json"
+            "exec migrator move {what} --to ssh://destination --json"
         ))?;
         drop(process.stdin.take());
         let errors = process.stderr.take().context("no pipe")?;

@@ -30,10 +30,14 @@ const UNPRIVILEGED: &[Step] = &[
     ("build", build::run),
 ];
 
-/// What needs root: the tests load programs into the running kernel.
+/// What needs root: the tests load programs into the running kernel, and the
+/// hosts' disks are made by mmdebstrap.
 const PRIVILEGED: &[Step] = &[
     ("packages for the tests", |_| packages::install_for_tests()),
     ("tests on the running kernel", kernel_tests),
+    ("migrations between hosts", |workspace| {
+        host_tests(workspace, "live")
+    }),
 ];
 
 /// What needs hosts of its own; `docs/test-hosts.md` tells of them.

@@ -365,7 +365,7 @@ impl Host<'_> {
         loop {
             // What the tree may still write waits until it can't.
             let waits = self.written()?;
-            let pages = self.send_news(&mut watched, &waits)?;
+            let pages = self.send_news(&mut watched, &waits, &BTreeSet::new())?;
             self.lists.ahead = self.lists.sent;
             let enough = (self.lists.size.pages as f64 * SMALL) as u64;
             let left = limit.saturating_sub(began.elapsed());
@@ -419,14 +419,16 @@ impl Host<'_> {
         }
     }
 
-    /// Sends what is new. Gives how many pages that are.
+    /// Sends what is new, but for some files. Gives how many pages that are.
+    /// Others were written until just now.
     fn send_news(
         &mut self,
         watched: &mut Watched,
         without: &BTreeSet<PathBuf>,
+        written: &BTreeSet<PathBuf>,
     ) -> anyhow::Result<u64> {
         let mut list = watched.tracker.snapshot(watched.min_heat)?.list;
-        refresh(&mut list);
+        refresh(&mut list, written);
         self.lists.rounds.news(&mut list, without);
         let pages = list.pages();
         if pages == 0 {
@@ -525,11 +527,11 @@ impl Host<'_> {
         frozen.sending = Some(self.send_images()?);
 
         let began = Instant::now();
-        tree::sync(&frozen.processes)?;
+        let written = tree::sync(&frozen.processes)?;
         self.clock.ended("fsync", began);
         if let Some(watched) = watched {
             let began = Instant::now();
-            self.send_news(watched, &BTreeSet::new())?;
+            self.send_news(watched, &BTreeSet::new(), &written)?;
             self.clock.ended("last list", began);
         }
         if frozen.releases {
@@ -757,13 +759,17 @@ fn wait(frozen: &mut Frozen) {
 }
 
 /// Takes size and time of each file as they are now: what was written since
-/// its path was found has changed them.
-fn refresh(list: &mut PageIndexList) {
+/// its path was found has changed them. Of those written until just now the
+/// server knows more than this host: NFS asks it when a file is opened.
+fn refresh(list: &mut PageIndexList, written: &BTreeSet<PathBuf>) {
     for file in &mut list.files {
         let identity = &mut file.identity;
-        let Ok(meta) = fs::symlink_metadata(&identity.path) else {
-            continue;
+        let path = &identity.path;
+        let meta = match written.contains(path) {
+            true => fs::File::open(path).and_then(|file| file.metadata()),
+            false => fs::symlink_metadata(path),
         };
+        let Ok(meta) = meta else { continue };
         if (meta.is_file(), inode(&meta)) == (true, identity.inode) {
             let now = super::order::OpenedFile::new(PathBuf::new(), &meta, false);
             (identity.size, identity.mtime_ns) = (now.size, now.mtime_ns);

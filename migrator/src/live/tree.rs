@@ -153,12 +153,14 @@ fn is_shared(process: Process, link: &Path) -> bool {
 }
 
 /// Writes what the processes have written and the host has not yet to the
-/// file systems, so that the other host sees it.
+/// file systems, so that the other host sees it. Gives the files that they
+/// could have written.
 ///
 /// # Errors
 /// fsync(2) failed: the file system has lost data.
-pub fn sync(processes: &[Process]) -> anyhow::Result<()> {
+pub fn sync(processes: &[Process]) -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut done = BTreeSet::new();
+    let mut written = BTreeSet::new();
     for process in processes {
         for (link, fd) in links(*process) {
             let Ok(meta) = fs::metadata(&link) else {
@@ -170,13 +172,12 @@ pub fn sync(processes: &[Process]) -> anyhow::Result<()> {
             }
             // Opening the link opens the inode anew; fsync(2) is the inode's.
             let synced = File::open(&link).and_then(|file| file.sync_all());
-            if let Err(error) = synced {
-                let path = fs::read_link(&link).unwrap_or(link);
-                return Err(error).with_context(|| format!("failed to fsync {}", path.display()));
-            }
+            let path = fs::read_link(&link).unwrap_or(link);
+            synced.with_context(|| format!("failed to fsync {}", path.display()))?;
+            written.insert(path);
         }
     }
-    Ok(())
+    Ok(written)
 }
 
 /// Refuses what CRIU can't move, or not to another host, before anything is
