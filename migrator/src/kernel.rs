@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use nix::sys::utsname::uname;
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::file::mountinfo::MountTable;
 
@@ -98,9 +99,10 @@ fn cgroups(proc_root: &Path) -> Cgroups {
 
 /// Bytes per page.
 pub fn page_size() -> u32 {
-    // SAFETY: sysconf(3) without pointers. It can't fail for this name.
-    let size = unsafe { nix::libc::sysconf(nix::libc::_SC_PAGESIZE) };
-    size as u32
+    // Every Linux knows it (the auxiliary vector has it), so that what stands
+    // for "unknown" never does.
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| size.try_into().ok()).unwrap_or(4096)
 }
 
 /// Total memory of this host in bytes; 0 if /proc can't be read.

@@ -18,7 +18,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::unistd::{AccessFlags, SysconfVar, faccessat, sysconf};
+use nix::unistd::{AccessFlags, faccessat};
+
+use crate::kernel;
 
 /// How much of a file is mapped at once, in bytes. Mapping costs address
 /// space and no memory; mincore's answer takes a byte for each page.
@@ -59,7 +61,7 @@ pub fn resident(file: &File, asked: &[Range<u64>]) -> io::Result<Residency> {
     if !may_know(file) {
         return Ok(Residency::Unknown);
     }
-    let page_size = u64::from(page_size()?);
+    let page_size = u64::from(kernel::page_size());
     let mut found = Found::default();
     let mut answer = Vec::new();
     let mut rest = asked;
@@ -93,17 +95,6 @@ pub fn resident(file: &File, asked: &[Range<u64>]) -> io::Result<Residency> {
         start = end;
     }
     Ok(Residency::Known(found.0))
-}
-
-/// Bytes a page of this host.
-///
-/// # Errors
-/// sysconf(3) gives no sensible answer.
-pub fn page_size() -> io::Result<u32> {
-    sysconf(SysconfVar::PAGE_SIZE)?
-        .and_then(|size| u32::try_from(size).ok())
-        .filter(|size| size.is_power_of_two())
-        .ok_or_else(|| io::Error::other("the page size of this host is unknown"))
 }
 
 /// The end of the pages to ask about together, beginning at `start`, which
@@ -232,7 +223,7 @@ mod tests {
 
     /// A file of our own with this many pages, just written: all resident.
     fn written(pages: usize) -> (tempfile::NamedTempFile, u64) {
-        let page_size = page_size().expect("page size");
+        let page_size = kernel::page_size();
         let mut file = tempfile::NamedTempFile::new().expect("temporary file");
         file.write_all(&vec![1; pages * page_size as usize])
             .expect("write");

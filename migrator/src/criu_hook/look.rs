@@ -30,9 +30,9 @@ use nix::sys::statfs::statfs;
 
 use crate::file::maps::Mapping;
 use crate::file::{Device, open_files};
+use crate::kernel;
 use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use crate::prefetch::made_up;
-use crate::residency;
 use crate::source::mapped;
 use crate::source::pageflags::drain_batches;
 use crate::source::procfs::Sampler;
@@ -68,7 +68,7 @@ pub struct Seen {
 pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow::Result<Seen> {
     let deadline = Instant::now() + time;
     let proc_root = Path::new("/proc");
-    let page_size = residency::page_size().context("failed to find the page size")?;
+    let page_size = kernel::page_size();
     let sampler = Sampler::open(proc_root, Path::new("/sys"))?;
     let how = sampler.what_it_knows();
     let pids = Target::Process(init).processes(proc_root)?;

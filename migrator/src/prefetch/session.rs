@@ -17,6 +17,7 @@ use super::pace::Pace;
 use super::read::{Job, Shared, Target, work};
 use super::tally::{Blame, Tally};
 use super::{ACTIVATE, Options, Reason, Report, StartError};
+use crate::kernel;
 use crate::pagelist::HotFile;
 use crate::plan::{self, BATCH, Extent, Shape};
 use crate::residency::{self, Residency};
@@ -74,7 +75,7 @@ impl Session {
     /// files (the soft one is raised), or no threads to be had.
     pub fn start(page_size: u32, options: Options) -> Result<Self, StartError> {
         let system = |verb| move |source| StartError::System { verb, source };
-        let host = residency::page_size().map_err(system("find this host's page size"))?;
+        let host = kernel::page_size();
         if page_size != host {
             return Err(StartError::PageSize {
                 list: page_size,

@@ -91,7 +91,6 @@ pub fn config(btf: &Btf) -> Result<Config, BtfError> {
         exact_writes_magic: if ext4 { EXT4_SUPER_MAGIC } else { 0 },
         folio_head_bit: btf.enumerator("PG_head").unwrap_or(ABSENT),
         own_process: std::process::id(),
-        // nix gives no page size.
         page_shift: crate::kernel::page_size().trailing_zeros(),
         offsets: Offsets {
             mapping_host: btf.offset("address_space", "host")?,

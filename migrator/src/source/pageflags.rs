@@ -29,7 +29,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
-use nix::unistd::{SysconfVar, sysconf};
+
+use crate::kernel;
 
 /// How much of a file is mapped at once.
 const WINDOW: u64 = 256 << 20;
@@ -138,16 +139,11 @@ impl PageFlags {
         }
         let sink = memfd_create(c"migrator", MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| failed("make a memfd".into(), errno.into()))?;
-        let page_size = sysconf(SysconfVar::PAGE_SIZE)
-            .ok()
-            .flatten()
-            .and_then(|size| u64::try_from(size).ok())
-            .unwrap_or(4096);
         Ok(Self {
             kpageflags,
             pagemap,
             sink: sink.into(),
-            page_size,
+            page_size: kernel::page_size().into(),
         })
     }
 
