@@ -45,6 +45,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long an answer may take. The destination waits for its CRIU with it.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// How often a tree is looked at that seems to wait for a CRIU that is gone.
+const LOOKS: u32 = 10;
+
 /// How long CRIU may take to end a tree, or to let it go.
 const CRIU_ENDS: Duration = Duration::from_secs(60);
 
@@ -291,13 +294,39 @@ pub fn answer(session: &Session) -> anyhow::Result<bool> {
         }
         let at_work = session.read::<Process>(AT_WORK)?;
         if !at_work.is_some_and(Process::is_alive) || began.elapsed() > CRIU_ENDS {
-            // CRIU has ended and did not come to its last stage: what it
-            // restored lives, or never did.
-            let root = session.read::<Process>(RESTORED)?;
-            return Ok(session.has(RUNNING) || root.is_some_and(Process::is_alive));
+            return has_run(session);
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Whether a tree runs that was allowed to, when its CRIU has ended before it
+/// said so. CRIU lets all processes go at once; when it is killed before that,
+/// they wait in its restorer for ever, and are killed here. When it fails, it
+/// has killed them itself.
+///
+/// # Errors
+/// The session can't be read or written.
+pub fn has_run(session: &Session) -> anyhow::Result<bool> {
+    let Some(root) = session.read::<Process>(RESTORED)? else {
+        return Ok(false);
+    };
+    for _ in 0..LOOKS {
+        if session.has(RUNNING) {
+            return Ok(true);
+        }
+        if !root.is_alive() {
+            return Ok(false);
+        }
+        if !root.is_in_restorer() {
+            session.note(RUNNING, &())?;
+            return Ok(true);
+        }
+        // It may have been on its way out.
+        thread::sleep(Duration::from_millis(20));
+    }
+    kill_tree(root);
+    Ok(false)
 }
 
 fn finish_source(

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use nix::sys::signal::Signal;
 use nix::sys::utsname::uname;
 use tokio::sync::mpsc;
 
@@ -360,10 +359,7 @@ impl<'a> Guest<'a> {
             bail!("the source has asked whether the tree runs before it said that it may");
         }
         let status = child.wait().context("failed to wait for CRIU")?;
-        if !status.success() && !self.session.has(RUNNING) {
-            if let Some(root) = self.session.read::<Process>(RESTORED)? {
-                settle::signal(&[root], Signal::SIGKILL);
-            }
+        if !status.success() && !settle::has_run(&self.session)? {
             let why = container::complaint(&self.session, "restore");
             let error = anyhow!("failed to let the restored tree run: {status}: {why}");
             eprintln!("migrator: {error:#}");

@@ -45,6 +45,21 @@ impl Process {
             .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))
     }
 
+    /// Whether CRIU has restored it and never let it go: all its threads wait
+    /// in CRIU's restorer, in futex(2) called from code that is of no file.
+    /// Programs call it from their libraries.
+    pub fn is_in_restorer(self) -> bool {
+        let maps = fs::read_to_string(self.directory().join("maps")).unwrap_or_default();
+        let threads = fs::read_dir(self.directory().join("task"));
+        let mut threads = threads.into_iter().flatten().flatten().peekable();
+        self.is_alive()
+            && threads.peek().is_some()
+            && threads.all(|thread| {
+                let syscall = fs::read_to_string(thread.path().join("syscall"));
+                syscall.is_ok_and(|syscall| waits_in_restorer(&syscall, &maps))
+            })
+    }
+
     /// Whether its id is still taken by it, be it as a zombie.
     pub fn is_there(self) -> bool {
         self.stat().is_some()
@@ -78,6 +93,31 @@ fn stat(process: &Path) -> Option<Stat> {
     // The state is field 3, the start time field 22.
     let started = fields.nth(18)?.parse().ok()?;
     Some(Stat { state, started })
+}
+
+/// Whether a thread with this `/proc/PID/syscall` (number, arguments, stack
+/// pointer, program counter; proc_pid_syscall(5)) waits in CRIU's restorer.
+fn waits_in_restorer(syscall: &str, maps: &str) -> bool {
+    let mut fields = syscall.split_whitespace();
+    let number = fields.next().and_then(|number| number.parse().ok());
+    let counter = fields.next_back().and_then(|text| text.strip_prefix("0x"));
+    let counter = counter.and_then(|text| u64::from_str_radix(text, 16).ok());
+    let (Some(nix::libc::SYS_futex), Some(counter)) = (number, counter) else {
+        return false;
+    };
+    maps.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let addresses = fields.next().and_then(|text| text.split_once('-'));
+        let range = addresses.and_then(|(start, end)| {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some(number(start)?..number(end)?)
+        });
+        // What is left: mode, offset, device, inode, and the path if any.
+        let inode = fields.nth(3);
+        range.is_some_and(|range| range.contains(&counter))
+            && inode == Some("0")
+            && fields.next().is_none()
+    })
 }
 
 /// The process and its descendants.
@@ -378,6 +418,26 @@ mod tests {
             ..me()
         };
         assert!(!later.is_alive(), "another one with the same number");
+    }
+
+    #[test]
+    fn the_restorer_is_told_from_a_program_that_waits() {
+        let maps = "\
+7f0000001000-7f0000003000 r-xp 00001000 fe:00 247282                     /usr/lib/libc.so.6
+7f0000010000-7f0000020000 rwxp 00000000 00:00 0
+7ffd00000000-7ffd00002000 r-xp 00000000 00:00 0                          [vdso]
+";
+        let waits = |number: i64, counter: &str| {
+            let syscall = format!("{number} 0x1 0x0 0x2 0x0 0x0 0x0 0x7ffc0 {counter}\n");
+            waits_in_restorer(&syscall, maps)
+        };
+        let futex = nix::libc::SYS_futex;
+        assert!(waits(futex, "0x7f0000011234"));
+        assert!(!waits(futex, "0x7f0000001234"), "in the C library");
+        assert!(!waits(futex, "0x7ffd00000010"), "in the vDSO");
+        assert!(!waits(nix::libc::SYS_read, "0x7f0000011234"));
+        assert!(!waits_in_restorer("running\n", maps));
+        assert!(!me().is_in_restorer());
     }
 
     #[test]
