@@ -1,198 +1,221 @@
-//! Images on their way: a tar archive in messages.
+//! Images on their way: pieces of files, each with the file's name.
+//!
+//! The memory of the tree, `pages-*.img`, is by far the most of them and only
+//! grows: it is sent while CRIU still writes it. The rest follows when the dump
+//! is complete.
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::{Buf, Bytes};
+use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use crate::protocol::Message;
 use crate::protocol::message::MAX_IMAGES;
 
-/// What does not travel: what was said about the dump, and sockets or links
-/// that CRIU leaves.
-const LOGS: &[&str] = &["dump.log", "stats-dump"];
+/// How often the files that grow are looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
-/// Sends the files of a directory, and that this was all. Gives how many
-/// bytes that took.
+/// A file's name (NAME_MAX of Linux) and its length.
+const MAX_HEAD: usize = 256;
+
+/// Sends the files of a directory, from now on until `is_complete` says that
+/// none of them grows any more, and that this was all. Gives how many bytes
+/// that took.
 ///
 /// # Errors
-/// They can't be read; or the connection is lost, which others explain.
-pub fn send(directory: &Path, messages: mpsc::Sender<Message>) -> anyhow::Result<u64> {
-    let sender = Sender { messages, bytes: 0 };
-    let mut archive = tar::Builder::new(BufWriter::with_capacity(MAX_IMAGES as usize, sender));
-    archive.mode(tar::HeaderMode::Deterministic);
-    let mut entries = fs::read_dir(directory)
-        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .with_context(|| format!("failed to list {}", directory.display()))?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let name = entry.file_name();
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if !is_file || LOGS.iter().any(|log| name == *log) {
-            continue;
+/// They can't be read; the dump failed; or the connection is lost, which
+/// others explain.
+pub fn send(
+    directory: &Path,
+    messages: &mpsc::Sender<Message>,
+    is_complete: impl Fn() -> anyhow::Result<bool>,
+) -> anyhow::Result<u64> {
+    let mut sent = BTreeMap::new();
+    loop {
+        // Asked first: what is written before the answer is there to be read.
+        let all = is_complete()?;
+        let entries = fs::read_dir(directory)
+            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+            .with_context(|| format!("failed to list {}", directory.display()))?;
+        for entry in entries {
+            let name = entry.file_name();
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_file && (all || name.as_bytes().starts_with(b"pages-")) {
+                send_news(&entry.path(), &name, &mut sent, messages)
+                    .with_context(|| format!("failed to send {}", entry.path().display()))?;
+            }
         }
-        let path = entry.path();
-        File::open(&path)
-            .and_then(|mut file| archive.append_file(&name, &mut file))
-            .with_context(|| format!("failed to send {}", path.display()))?;
-    }
-    let sender = archive
-        .into_inner()
-        .and_then(|output| output.into_inner().map_err(io::Error::from))
-        .context("failed to send the images")?;
-    sender
-        .messages
-        .blocking_send(Message::Images(Bytes::new()))
-        .context("failed to send the images: the connection is lost")?;
-    Ok(sender.bytes)
-}
-
-/// Makes messages of bytes, on a thread that may wait.
-struct Sender {
-    messages: mpsc::Sender<Message>,
-    bytes: u64,
-}
-
-impl Write for Sender {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(MAX_IMAGES as usize)];
-        if !piece.is_empty() {
-            self.messages
-                .blocking_send(Message::Images(Bytes::copy_from_slice(piece)))
-                .map_err(|_| io::ErrorKind::BrokenPipe)?;
-            self.bytes += piece.len() as u64;
+        if all {
+            say(messages, Bytes::new())?;
+            return Ok(sent.values().sum());
         }
-        Ok(piece.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        thread::sleep(LOOK);
     }
 }
 
-/// Writes what comes as files into a directory, until an empty piece comes.
+/// Sends what has come to a file since the last time.
+fn send_news(
+    path: &Path,
+    name: &OsStr,
+    sent: &mut BTreeMap<OsString, u64>,
+    messages: &mpsc::Sender<Message>,
+) -> anyhow::Result<()> {
+    let mut file = File::open(path)?;
+    // An empty file is one, too.
+    let mut is_new = !sent.contains_key(name);
+    let offset = sent.entry(name.to_owned()).or_default();
+    file.seek(SeekFrom::Start(*offset))?;
+    let head = name.as_bytes();
+    let room = MAX_IMAGES as usize - MAX_HEAD;
+    loop {
+        let mut piece = BytesMut::zeroed(1 + head.len() + room);
+        // A name has at most 255 bytes.
+        piece[0] = head.len() as u8;
+        piece[1..=head.len()].copy_from_slice(head);
+        let length = read_full(&mut file, &mut piece[1 + head.len()..])?;
+        if length == 0 && !is_new {
+            return Ok(());
+        }
+        is_new = false;
+        piece.truncate(1 + head.len() + length);
+        *offset += length as u64;
+        say(messages, piece.freeze())?;
+    }
+}
+
+fn read_full(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+fn say(messages: &mpsc::Sender<Message>, piece: Bytes) -> anyhow::Result<()> {
+    messages
+        .blocking_send(Message::Images(piece))
+        .context("the connection is lost")
+}
+
+/// Writes what comes into the files of a directory, until an empty piece comes.
 ///
 /// # Errors
-/// The archive is none, or has anything but files with plain names; the disk
-/// is full; or the other side is gone before the end.
-pub fn receive(directory: &Path, pieces: mpsc::Receiver<Bytes>) -> anyhow::Result<()> {
-    let pieces = Pieces {
-        pieces,
-        piece: Bytes::new(),
-        ended: false,
-    };
-    let mut archive = tar::Archive::new(pieces);
-    for entry in archive.entries().context("failed to read the images")? {
-        let mut entry = entry.context("failed to read the images")?;
-        let path = entry
-            .path()
-            .context("failed to read the images")?
-            .into_owned();
-        let mut parts = path.components();
-        let is_plain = matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(_)), None)
-        );
-        if !is_plain || !entry.header().entry_type().is_file() {
-            bail!("the source sent {path:?} among the images, which is no file with a plain name");
+/// A piece is none, or is of a file whose name is not a plain one; the disk is
+/// full; or the other side is gone before the end.
+pub fn receive(directory: &Path, mut pieces: mpsc::Receiver<Bytes>) -> anyhow::Result<()> {
+    let mut open: Option<(Bytes, File)> = None;
+    loop {
+        let Some(mut piece) = pieces.blocking_recv() else {
+            bail!("the images end too early");
+        };
+        if piece.is_empty() {
+            return Ok(());
         }
-        let path = directory.join(path);
-        let mut options = File::options();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        file.and_then(|mut file| io::copy(&mut entry, &mut file))
-            .with_context(|| format!("failed to write {}", path.display()))?;
-    }
-    let mut pieces = archive.into_inner();
-    // What tar pads with, and the empty piece.
-    io::copy(&mut pieces, &mut io::sink()).context("failed to read the images")?;
-    Ok(())
-}
-
-/// The bytes of the archive as they come.
-struct Pieces {
-    pieces: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-    ended: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if self.piece.is_empty() && !self.ended {
-            self.piece = self
-                .pieces
-                .blocking_recv()
-                .ok_or(io::ErrorKind::UnexpectedEof)?;
-            self.ended = self.piece.is_empty();
+        let length = usize::from(piece.split_to(1)[0]);
+        if piece.len() < length {
+            bail!("the source sent a piece of an image without a name");
         }
-        let length = bytes.len().min(self.piece.len());
-        self.piece.copy_to_slice(&mut bytes[..length]);
-        Ok(length)
+        let name = piece.split_to(length);
+        let is_plain = !matches!(&name[..], b"" | b"." | b"..") && !name.contains(&b'/');
+        if !is_plain || name.contains(&0) {
+            bail!("the source sent an image whose name is {name:?}");
+        }
+        let path = directory.join(OsStr::from_bytes(&name));
+        let write = || {
+            let file = match &mut open {
+                Some((current, file)) if *current == name => file,
+                other => {
+                    let mut options = File::options();
+                    let file = options.append(true).create(true).mode(0o600).open(&path)?;
+                    &mut other.insert((name, file)).1
+                }
+            };
+            file.write_all(&piece)
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))?;
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// What comes out of these pieces.
     fn received(pieces: Vec<Bytes>) -> (tempfile::TempDir, anyhow::Result<()>) {
         let directory = tempfile::tempdir().unwrap();
-        let (send, receive_) = mpsc::channel(pieces.len().max(1));
+        let (send, queue) = mpsc::channel(pieces.len().max(1));
         for piece in pieces {
             send.try_send(piece).unwrap();
         }
         drop(send);
-        let result = receive(directory.path(), receive_);
+        let result = receive(directory.path(), queue);
         (directory, result)
     }
 
-    fn sent(directory: &Path) -> (Vec<Bytes>, u64) {
-        let (send_, mut queue) = mpsc::channel(1000);
-        let bytes = send(directory, send_).unwrap();
+    fn sent(directory: &Path, is_complete: impl Fn() -> anyhow::Result<bool>) -> (Vec<Bytes>, u64) {
+        let (messages, mut queue) = mpsc::channel(1000);
+        let bytes = send(directory, &messages, is_complete).unwrap();
         let mut pieces = Vec::new();
         while let Ok(Message::Images(piece)) = queue.try_recv() {
+            assert!(piece.len() <= MAX_IMAGES as usize);
             pieces.push(piece);
         }
         (pieces, bytes)
     }
 
-    #[test]
-    fn images_come_as_they_went_and_logs_stay() {
-        let source = tempfile::tempdir().unwrap();
-        let pages = vec![7; 300_000];
-        fs::write(source.path().join("pages-1.img"), &pages).unwrap();
-        fs::write(source.path().join("inventory.img"), "").unwrap();
-        fs::write(source.path().join("dump.log"), "said").unwrap();
-        let (pieces, bytes) = sent(source.path());
-        assert!(bytes > 300_000);
-        assert!(
-            pieces
-                .iter()
-                .all(|piece| piece.len() <= MAX_IMAGES as usize)
-        );
-        let (directory, result) = received(pieces);
-        result.unwrap();
-        assert_eq!(
-            fs::read(directory.path().join("pages-1.img")).unwrap(),
-            pages
-        );
-        assert_eq!(
-            fs::read(directory.path().join("inventory.img")).unwrap(),
-            b""
-        );
-        assert!(!directory.path().join("dump.log").exists());
+    fn image(name: &str, content: &[u8]) -> Bytes {
+        [&[name.len() as u8], name.as_bytes(), content]
+            .concat()
+            .into()
     }
 
     #[test]
-    fn an_archive_that_ends_too_early_is_an_error() {
+    fn images_come_as_they_went_although_they_grew() {
+        let source = tempfile::tempdir().unwrap();
+        let pages = source.path().join("pages-1.img");
+        fs::write(&pages, vec![7; 150_000]).unwrap();
+        fs::write(source.path().join("half.img"), "ha").unwrap();
+        let looks = Cell::new(0);
+        let (pieces, bytes) = sent(source.path(), || {
+            // Between the looks CRIU writes on.
+            looks.set(looks.get() + 1);
+            let mut file = File::options().append(true).open(&pages)?;
+            file.write_all(&[looks.get(); 1000])?;
+            fs::write(source.path().join("half.img"), "half")?;
+            fs::write(source.path().join("empty.img"), "")?;
+            Ok(looks.get() == 3)
+        });
+        let (directory, result) = received(pieces);
+        result.unwrap();
+        let here = |name: &str| fs::read(directory.path().join(name)).unwrap();
+        assert_eq!(here("pages-1.img"), fs::read(&pages).unwrap());
+        assert_eq!(here("half.img"), b"half");
+        assert_eq!(here("empty.img"), b"");
+        assert_eq!(bytes, 153_004);
+    }
+
+    #[test]
+    fn images_that_end_too_early_are_an_error() {
         let source = tempfile::tempdir().unwrap();
         fs::write(source.path().join("a.img"), vec![1; 200_000]).unwrap();
-        let (pieces, _) = sent(source.path());
+        let (pieces, _) = sent(source.path(), || Ok(true));
         for length in 0..pieces.len() {
             let (_directory, result) = received(pieces[..length].to_vec());
             assert!(result.is_err(), "{length} of {} pieces", pieces.len());
@@ -200,31 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_plain_files_is_written() {
-        let add = |name: &str, kind: tar::EntryType| {
-            let mut header = tar::Header::new_gnu();
-            // The checked methods refuse such names.
-            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_entry_type(kind);
-            header.set_size(0);
-            if kind.is_symlink() {
-                header.set_link_name("/etc/passwd").unwrap();
-            }
-            header.set_cksum();
-            let mut bytes = header.as_bytes().to_vec();
-            bytes.extend([0; 1024]);
-            received(vec![bytes.into(), Bytes::new()]).1
-        };
-        assert!(add("a", tar::EntryType::Regular).is_ok());
-        for (name, kind) in [
-            ("../a", tar::EntryType::Regular),
-            ("/tmp/a", tar::EntryType::Regular),
-            ("a/b", tar::EntryType::Regular),
-            ("a", tar::EntryType::Symlink),
-            ("a", tar::EntryType::Directory),
-            ("a", tar::EntryType::Fifo),
-        ] {
-            assert!(add(name, kind).is_err(), "{name} {kind:?}");
+    fn nothing_but_files_with_plain_names_is_written() {
+        for name in ["../a", "/tmp/a", "a/b", "..", ".", "", "a\0b"] {
+            let (directory, result) = received(vec![image(name, b"x"), Bytes::new()]);
+            assert!(result.is_err(), "{name:?}");
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         }
+        let cut = Bytes::from_static(b"\x09short");
+        assert!(received(vec![cut, Bytes::new()]).1.is_err());
+        assert!(received(vec![image("a", b""), Bytes::new()]).1.is_ok());
     }
 }

@@ -567,31 +567,34 @@ impl Host<'_> {
         }
     }
 
-    /// Sends the images as soon as they are complete.
+    /// Sends the images while they are written.
     fn send_images(&self) -> anyhow::Result<JoinHandle<anyhow::Result<u64>>> {
         let (session, messages) = (self.session.clone(), self.peer.sender());
         let (directory, shared) = (self.images(), self.options.images.is_some());
         // podman makes an archive of the images when CRIU has ended.
         let archived = container::ends_with_dump(&self.options.subject);
         let at_work = session.read::<Process>(AT_WORK)?;
-        let works = move || archived && at_work.is_some_and(Process::is_alive);
+        let is_complete = move || {
+            if session.has(DUMPED) {
+                return Ok(!(archived && at_work.is_some_and(Process::is_alive)));
+            }
+            if !session.exists() || session.decision().is_some() {
+                bail!("the dump did not come to its end");
+            }
+            Ok(false)
+        };
         let send = move || {
-            while !session.has(DUMPED) || works() {
-                if !session.exists() || session.decision().is_some() {
-                    bail!("the dump did not come to its end");
-                }
+            if !shared {
+                return images::send(&directory, &messages, is_complete);
+            }
+            while !is_complete()? {
                 thread::sleep(LOOK);
             }
-            match shared {
-                true => {
-                    let end = Message::Images(bytes::Bytes::new());
-                    messages
-                        .blocking_send(end)
-                        .context("the connection is lost")?;
-                    Ok(0)
-                }
-                false => images::send(&directory, messages),
-            }
+            let end = Message::Images(bytes::Bytes::new());
+            messages
+                .blocking_send(end)
+                .context("the connection is lost")?;
+            Ok(0)
         };
         thread::Builder::new()
             .name("images".into())

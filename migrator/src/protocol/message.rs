@@ -76,8 +76,8 @@ pub enum Message {
     /// From the destination: it can do that. An [`Able`](crate::live::Able)
     /// as JSON.
     Able(Bytes),
-    /// From the source: the next bytes of a tar archive of the tree's images;
-    /// none when that is complete.
+    /// From the source: a piece of one of the tree's images, see
+    /// [`images`](crate::live::images); none when they are complete.
     Images(Bytes),
     /// From the source: the restored tree may run. From now on the source
     /// can't go on by itself.
