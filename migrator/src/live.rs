@@ -3,12 +3,15 @@
 //! [`source`] leads and [`destination`] follows. `docs/protocol.md` has who
 //! says what when, `docs/handover.md` why the tree runs exactly once.
 
+mod commit;
 pub mod destination;
+mod freeze;
 pub mod images;
 pub mod order;
 pub mod report;
 pub mod rounds;
 pub mod source;
 pub mod tree;
+mod warmup;
 
 pub use order::{Able, Order, Subject};
