@@ -5,9 +5,11 @@
 
 mod commit;
 pub mod destination;
+pub mod files;
 mod freeze;
 pub mod images;
 pub mod order;
+pub mod outside;
 pub mod report;
 pub mod rounds;
 pub mod source;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use nix::sys::utsname::uname;
 use tokio::sync::mpsc;
 
+use super::files;
 use super::images;
 use super::order::{Able, ORDER_SCHEMA, Order, Subject};
 use super::report::Arrival;
@@ -132,7 +133,7 @@ fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
     {
         bail!("process id {pid} is taken on this host, by {name}: CRIU can't restore it");
     }
-    tree::same_files(&order.files).map_err(anyhow::Error::msg)?;
+    files::same_files(&order.files).map_err(anyhow::Error::msg)?;
     if let Some(images) = &order.images
         && !images.is_dir()
     {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 
+use super::files;
 use super::images;
 use super::source::{Host, Options, out_of_turn, step};
 use super::tree::{self, Process};
@@ -131,7 +132,7 @@ impl Host<'_> {
         frozen.sending = Some(self.send_images()?);
 
         let began = Instant::now();
-        let written = tree::sync(&frozen.processes)?;
+        let written = files::sync(&frozen.processes)?;
         self.clock.ended("fsync", began);
         if let Some(watched) = watched {
             let began = Instant::now();

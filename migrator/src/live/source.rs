@@ -13,7 +13,9 @@ use nix::sys::utsname::uname;
 use tokio::runtime::Runtime;
 
 use super::commit::Done;
+use super::files;
 use super::order::{Able, ORDER_SCHEMA, Order, Subject};
+use super::outside;
 use super::report::{Clock, Moved, SCHEMA};
 use super::tree::{self, Process};
 use super::warmup::Lists;
@@ -87,9 +89,9 @@ pub fn run(
     let processes = tree::processes(options.root)?;
     if let Subject::Process { .. } = options.subject {
         // Runtimes bring terminals and pipes of a container along.
-        tree::check_outside(&processes)?;
+        outside::check_outside(&processes)?;
     }
-    tree::check(&processes, options.passed.tcp_established)?;
+    outside::check(&processes, options.passed.tcp_established)?;
     check_here(options)?;
     let mut clock = Clock::start();
     let to = Destination::parse(&options.to).map_err(crate::exit::Usage)?;
@@ -205,7 +207,7 @@ fn order(options: &Options, session: &Session, processes: &[Process]) -> anyhow:
         machine: here.machine().to_string_lossy().into_owned(),
         pids: processes.iter().map(|process| process.pid).collect(),
         files: match &options.subject {
-            Subject::Process { .. } => tree::files(processes),
+            Subject::Process { .. } => files::files(processes),
             // Their paths are those of another mount namespace; the runtime
             // and CRIU look at them.
             _ => Vec::new(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
+use super::files;
 use super::report::ListSize;
 use super::rounds::Rounds;
 use super::source::{Cache, Host, out_of_turn, step};
@@ -90,7 +91,7 @@ impl Host<'_> {
 
     /// The files that the tree can write to.
     fn written(&self) -> anyhow::Result<BTreeSet<PathBuf>> {
-        let files = tree::files(&tree::processes(self.options.root)?);
+        let files = files::files(&tree::processes(self.options.root)?);
         let written = files.into_iter().filter(|file| file.writable);
         Ok(written.map(|file| file.path).collect())
     }
