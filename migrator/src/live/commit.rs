@@ -55,6 +55,14 @@ impl Host<'_> {
                     break serde_json::from_slice(&json)
                         .context("the destination's report makes no sense")?;
                 }
+                Ok(_) if self.signals.wait(None, Duration::ZERO)? => {
+                    // The tree runs there: this ends the waiting, nothing else.
+                    let why = "interrupted: the destination goes on warming";
+                    break Arrival {
+                        prefetch_error: Some(why.into()),
+                        ..Arrival::default()
+                    };
+                }
                 Ok(_) => {}
                 Err(error) => {
                     // So that nothing is kept there for us to ask for.
