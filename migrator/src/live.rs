@@ -3,6 +3,8 @@
 //! [`source`] leads and [`destination`] follows. `docs/protocol.md` has who
 //! says what when, `docs/handover.md` why the tree runs exactly once.
 
+mod able;
+mod arrival;
 mod commit;
 pub mod destination;
 pub mod files;

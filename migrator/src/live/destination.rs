@@ -1,6 +1,5 @@
 //! The destination's side: takes a tree over when the source lets go of it.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,27 +8,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use nix::sys::utsname::uname;
 use tokio::sync::mpsc;
 
-use super::files;
+use super::able::{able, read};
 use super::images;
-use super::order::{Able, ORDER_SCHEMA, Order, Subject};
+use super::order::Order;
 use super::report::Arrival;
-use super::tree::{self, Process};
-use crate::cgroup::{self, Visit};
+use super::tree::Process;
+use crate::cgroup::Visit;
 use crate::container;
 use crate::criu::{Criu, Passed};
 use crate::handover::session::Leader;
-use crate::handover::settle::{self, AT_WORK, ENDED, JOURNAL, Journal, RESTORED, RUNNING};
+use crate::handover::settle::{self, AT_WORK, JOURNAL, Journal, RESTORED, RUNNING};
 use crate::handover::{Decision, Session};
-use crate::pagelist::HotFile;
-use crate::prefetch::{self, Options};
-use crate::protocol::{Fault, Message};
-use crate::transfer::{Peer, Warmed, Warmer};
+use crate::prefetch::Options;
+use crate::protocol::Message;
+use crate::transfer::{Peer, Warmer};
 
 /// Between two looks at what else may have happened.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 
 /// How many pieces of images wait to be written.
 const PIECES: usize = 64;
@@ -37,9 +34,6 @@ const PIECES: usize = 64;
 /// How many readers may read while the images come or the tree is restored:
 /// it uses a link that is idle, and hardly takes it from others.
 const YIELDING: u16 = 1;
-
-/// How many may read beside the tree when it runs, whose own reads come first.
-const BESIDE: u16 = 4;
 
 /// Takes over what the order names. Gives what it did; none if the source
 /// gave up, or this side refused.
@@ -104,61 +98,16 @@ pub fn answer(mut peer: Peer, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read(order: &[u8]) -> anyhow::Result<Order> {
-    let order: Order = serde_json::from_slice(order)
-        .map_err(|error| anyhow!("the source's order makes no sense: {error}"))?;
-    if order.schema != ORDER_SCHEMA {
-        bail!("the source's order is of another version: use the same migrator on both hosts");
-    }
-    Ok(order)
-}
-
-/// Finds out whether this host can do it, before anything is done.
-fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
-    let here = uname().context("failed to learn what this host is")?;
-    let machine = here.machine().to_string_lossy();
-    if machine != order.machine.as_str() {
-        bail!(
-            "this host is {machine} and the source {}: CRIU can't restore here",
-            order.machine
-        );
-    }
-    if !nix::unistd::geteuid().is_root() {
-        bail!("CRIU needs root to restore: log in as root, or let --remote-path be a sudo script");
-    }
-    let version = criu.version()?;
-    container::able(&order.subject, criu)?;
-    if let Subject::Process { .. } = order.subject
-        && let Some((pid, name)) = tree::taken(&order.pids)
-    {
-        bail!("process id {pid} is taken on this host, by {name}: CRIU can't restore it");
-    }
-    files::same_files(&order.files).map_err(anyhow::Error::msg)?;
-    if let Some(images) = &order.images
-        && !images.is_dir()
-    {
-        bail!(
-            "{} is not a directory on this host: --images-dir has to be shared",
-            images.display()
-        );
-    }
-    Ok(Able {
-        host: here.nodename().to_string_lossy().into_owned(),
-        kernel: here.release().to_string_lossy().into_owned(),
-        criu: version,
-    })
-}
-
 /// A tree on its way here.
-struct Guest<'a> {
-    peer: Peer,
-    order: Order,
-    session: Session,
-    journal: Journal,
-    leader: Leader,
-    warmer: Warmer,
-    options: Options,
-    interrupted: &'a AtomicBool,
+pub(super) struct Guest<'a> {
+    pub(super) peer: Peer,
+    pub(super) order: Order,
+    pub(super) session: Session,
+    pub(super) journal: Journal,
+    pub(super) leader: Leader,
+    pub(super) warmer: Warmer,
+    pub(super) options: Options,
+    pub(super) interrupted: &'a AtomicBool,
     /// Where what is read before the restore is charged.
     visit: Option<Visit>,
     images_ended: Instant,
@@ -373,55 +322,6 @@ impl<'a> Guest<'a> {
         Ok(self.restore_seconds)
     }
 
-    /// The tree runs. Whatever happens now, it stays.
-    fn settle_in(self, restore_seconds: f64) -> anyhow::Result<Arrival> {
-        if self.order.cgroup.is_some()
-            && let Some(root) = self.session.read::<Process>(RESTORED)?
-            && let Err(error) = cgroup::join(root.pid, BESIDE.into())
-        {
-            eprintln!("migrator: not charged to the container: {error}");
-        }
-        let Self {
-            mut peer,
-            order: _,
-            session,
-            journal,
-            leader,
-            warmer,
-            options,
-            interrupted,
-            ..
-        } = self;
-        options.at_once.store(BESIDE, Relaxed);
-        let ended = await_end(&mut peer, interrupted);
-        let Warmed {
-            report,
-            files,
-            error,
-        } = warmer.finish();
-        let mut arrival = Arrival {
-            report,
-            refill: None,
-            prefetch_error: error.map(|error| format!("{error:#}")),
-            restore_seconds,
-        };
-        if !files.is_empty() && !options.stop.load(Relaxed) {
-            match refill(files, options) {
-                Ok(report) => arrival.refill = Some(report),
-                Err(error) => arrival.prefetch_error = Some(format!("{error:#}")),
-            }
-        }
-        let json = serde_json::to_vec(&arrival).context("failed to encode the report")?;
-        peer.leave(Some(Message::Report(json.into())));
-        match ended {
-            Ok(()) => session.note(ENDED, &())?,
-            Err(fault) => eprintln!("migrator: the tree runs here, and the source {fault}"),
-        }
-        settle::finish(&session, &journal, Decision::Run)?;
-        drop(leader);
-        Ok(arrival)
-    }
-
     fn out_of_turn(&mut self, message: &Message) -> anyhow::Error {
         anyhow!(
             "the source says something out of turn: {:.40}",
@@ -447,32 +347,4 @@ impl<'a> Guest<'a> {
             Err(more) => error.context(format!("failed to clean up: {more:#}")),
         }
     }
-}
-
-/// Waits until the source's tree has ended.
-fn await_end(peer: &mut Peer, interrupted: &AtomicBool) -> Result<(), Fault> {
-    loop {
-        match peer.hear(LOOK)? {
-            Some(Message::Ended) => return Ok(()),
-            _ if interrupted.load(Relaxed) => return Err(Fault::Closed),
-            _ => {}
-        }
-    }
-}
-
-/// Looks at all pages again: taking locks and writes from the source have
-/// made NFS drop some.
-fn refill(mut files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
-    // The tree runs, and writes.
-    options.any_version = true;
-    for file in &mut files {
-        if let Ok(meta) = fs::symlink_metadata(&file.identity.path) {
-            file.identity.size = meta.len();
-        }
-    }
-    let list = crate::pagelist::PageIndexList {
-        page_size: crate::kernel::page_size(),
-        files,
-    };
-    prefetch::prefetch(list, options).context("failed to look at the pages again")
 }
