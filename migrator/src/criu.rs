@@ -177,7 +177,7 @@ pub fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
     // CRIU calls it at other stages, too, and a frozen tree waits for that.
     let script = format!(
         "#!/bin/sh\n\
-         case $CRTOOLS_SCRIPT_ACTION in post-dump | post-restore | post-resume) ;; *) exit 0 ;; esac\n\
+         case $CRTOOLS_SCRIPT_ACTION in post-dump | post-restore) ;; *) exit 0 ;; esac\n\
          export {VARIABLE}={name}\n\
          {program} criu-hook\n\
          exit $?\n"

@@ -199,6 +199,12 @@ impl Parts {
 
     /// Starts a machine.
     fn boot(&self, seat: Seat) -> Result<Machine> {
+        let port = network::free_port()?;
+        let note = self.directory.join(format!("{}.port", seat.name));
+        fs::write(&note, port.to_string())
+            .with_context(|| format!("failed to write {}", note.display()))?;
+        // In this order: the guests know the first card as eth0.
+        let cards = [network::arguments(seat), network::control(port)].concat();
         Machine::start(&Plan {
             name: seat.name,
             directory: &self.directory,
@@ -206,7 +212,7 @@ impl Parts {
             initrd: &self.initrd,
             parameters: "",
             disks: &self.disks,
-            network: &network::arguments(seat),
+            network: &cards,
             processors: if seat.name == STORAGE.name { 1 } else { 2 },
             memory: self.memory,
             accelerator: self.accelerator,
@@ -223,9 +229,7 @@ impl Parts {
     /// and its sockets are there.
     fn forget(&self, seat: Seat) -> Result<()> {
         let file = |ending: &str| self.directory.join(format!("{}.{ending}", seat.name));
-        for ending in ["ssh", "control"] {
-            image::remove(&file(ending))?;
-        }
+        image::remove(&file("ssh"))?;
         fs::rename(file("console"), file("console.before"))
             .with_context(|| format!("failed to rename {}", file("console").display()))
     }

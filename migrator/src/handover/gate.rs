@@ -9,7 +9,7 @@ use std::{env, thread};
 
 use anyhow::{Context, anyhow};
 
-use super::settle::{self, DUMPED, RELEASE, RESTORED, RUNNING};
+use super::settle::{self, DUMPED, RELEASE, RESTORED};
 use super::{Decision, Session};
 use crate::live::tree::Process;
 
@@ -37,10 +37,6 @@ pub fn pass(session: &Session, stage: &str) -> anyhow::Result<bool> {
         "post-restore" => {
             session.note(RESTORED, &restored()?)?;
             hold_restore(session)
-        }
-        "post-resume" => {
-            session.note(RUNNING, &())?;
-            Ok(true)
         }
         _ => Ok(true),
     }

@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -21,6 +23,10 @@ use crate::transfer::{Peer, Warmed};
 
 /// How many may read beside the tree when it runs, whose own reads come first.
 const BESIDE: u16 = 4;
+
+/// The tree's first moments are its own: what it lacks now it reads itself, and
+/// the second look is for the rest.
+const ITS_OWN: Duration = Duration::from_secs(1);
 
 impl Guest<'_> {
     /// The tree runs. Whatever happens now, it stays.
@@ -56,6 +62,7 @@ impl Guest<'_> {
             restore_seconds,
         };
         if !files.is_empty() && !options.stop.load(Relaxed) {
+            thread::sleep(ITS_OWN);
             match refill(files, options) {
                 Ok(report) => arrival.refill = Some(report),
                 Err(error) => arrival.prefetch_error = Some(format!("{error:#}")),
@@ -89,6 +96,7 @@ fn await_end(peer: &mut Peer, interrupted: &AtomicBool) -> Result<(), Fault> {
 fn refill(mut files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
     // The tree runs, and writes.
     options.any_version = true;
+    options.jobs = BESIDE;
     for file in &mut files {
         if let Ok(meta) = fs::symlink_metadata(&file.identity.path) {
             file.identity.size = meta.len();

@@ -250,15 +250,14 @@ impl Host<'_> {
         let mut watched = watched.map_err(|error| self.roll_back(None, error))?;
         let source = watched.as_ref().map(|watched| watched.name.to_owned());
         let frozen = self.freeze(watched.as_mut());
-        // From here on nothing of ours is in the kernel.
-        drop(watched);
-        match frozen {
-            Ok(frozen) => Ok(Done {
-                source,
-                ..self.hand_over(frozen)?
-            }),
+        let done = match frozen {
+            Ok(frozen) => self.hand_over(frozen),
             Err((frozen, error)) => Err(self.roll_back(frozen, error)),
-        }
+        };
+        // Not earlier: to take programs out of the kernel takes a while, in
+        // which the tree would stand still.
+        drop(watched);
+        Ok(Done { source, ..done? })
     }
 
     /// Asks the destination whether it is able.

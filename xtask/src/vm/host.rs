@@ -21,7 +21,7 @@ const TIMED_OUT: i32 = 124;
 const CONNECTION_LOST: i32 = 255;
 
 /// A guest that is ready. Commands are run by its shell, as root, over ssh on
-/// a virtio-serial port: no network has to work for it, neither this host's
+/// a card of its own: no network has to work for it, neither this host's
 /// nor the guests' own. Any number may run at the same time.
 #[derive(Debug)]
 pub struct Host {
@@ -43,7 +43,7 @@ Host storage source destination
     UserKnownHostsFile /dev/null
     LogLevel ERROR
     ControlPath ./%n.ssh
-    ProxyCommand socat - UNIX-CONNECT:%n.control
+    ProxyCommand socat - TCP:127.0.0.1:$(cat %n.port)
 ";
 
 impl Host {

@@ -163,12 +163,7 @@ impl Machine {
             &format!("file,id=console,path={name}.console,append=on"),
         ])
         .args(["-serial", "chardev:console"])
-        .args(["-device", "virtio-serial", "-device", "virtio-rng-pci"])
-        .arg("-chardev")
-        .arg(format!(
-            "socket,id=control,path={name}.control,server=on,wait=off"
-        ))
-        .args(["-device", "virtserialport,chardev=control,name=control"]);
+        .args(["-device", "virtio-rng-pci"]);
         for disk in plan.disks {
             let mode = if disk.writable {
                 "snapshot=on,cache=unsafe"

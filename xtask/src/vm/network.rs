@@ -1,11 +1,12 @@
 //! The guests' own network, and how fast it is.
 
 use std::fmt;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::host::Host;
 
@@ -79,6 +80,33 @@ pub(super) fn arguments(seat: Seat) -> Vec<String> {
         add("-device", card("card"));
     }
     arguments
+}
+
+/// QEMU's arguments for the second card, on which the guest is told what to do:
+/// its ssh port as one of our loopback address. The guest reaches nothing
+/// through it. (A virtio-serial port in its place lost wake-ups: once in some
+/// thousand commands a guest did not hear.)
+pub(super) fn control(port: u16) -> Vec<String> {
+    let forward = format!("hostfwd=tcp:127.0.0.1:{port}-{CONTROL}:22");
+    vec![
+        "-netdev".into(),
+        format!("user,id=control,restrict=on,net=10.78.0.0/24,{forward}"),
+        "-device".into(),
+        "virtio-net-pci,netdev=control,mac=52:54:00:78:00:01".into(),
+    ]
+}
+
+/// The guest's address on that card; `tests/vm/init` has it, too.
+const CONTROL: &str = "10.78.0.15";
+
+/// A port of our loopback address that nobody listens on.
+///
+/// # Errors
+/// There is none.
+pub(super) fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to find a port")?;
+    let address = listener.local_addr().context("failed to find a port")?;
+    Ok(address.port())
 }
 
 /// Waits until the clients can connect to the storage's QEMU: they try only
