@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use migrator::cli::Cli;
 use migrator::exit::Outcome;
+use migrator::kernel;
 use migrator::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use migrator::pathmap::Mapping;
 use migrator::prefetch::{Options, Pages, Reason, Report, Session, StartError, prefetch};
@@ -32,7 +33,7 @@ fn dir() -> TempDir {
         nix::unistd::geteuid().is_root(),
         "these tests read /proc/kpageflags and need root: cargo xtask test"
     );
-    assert_eq!(residency::page_size().expect("page size"), 4096);
+    assert_eq!(kernel::page_size(), 4096);
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("temporary directory")
 }
 
