@@ -18,6 +18,7 @@ use migrator::source::procfs::{Reason, Sample, Sampler, probe};
 use migrator::target::Target;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::unistd::geteuid;
 use tempfile::TempDir;
@@ -254,6 +255,15 @@ fn flags_agree_with_another_reading_and_stay_as_they_are() {
     }
 }
 
+fn stay_on_one_processor() {
+    let this = nix::unistd::Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).expect("the processors");
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(first.expect("a processor")).expect("its number");
+    sched_setaffinity(this, &one).expect("to stay on one processor");
+}
+
 #[test]
 fn heat_follows_the_number_of_reads() {
     require_root();
@@ -265,6 +275,9 @@ fn heat_follows_the_number_of_reads() {
         "nothing is resident"
     );
 
+    // A page that is read again on another processor, while it waits to be put
+    // on a list on the first, is not activated.
+    stay_on_one_processor();
     let file = open_random(&path);
     // In passes, because reading the page again that was read last through the
     // same open file counts once.
