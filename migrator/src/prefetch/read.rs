@@ -50,10 +50,9 @@ pub(super) struct Shared {
     pub(super) tally: Tally,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) progress: Arc<Progress>,
-    /// How many readers may work at once at the moment.
+    /// How many readers may read at once at the moment, and how many do.
     pub(super) at_once: Arc<AtomicU16>,
-    /// No more batches come.
-    pub(super) closed: AtomicBool,
+    pub(super) reading: AtomicU16,
 }
 
 impl Target {
@@ -87,10 +86,15 @@ impl Target {
 }
 
 impl Shared {
-    /// Whether a reader is to leave disk, network and processors to others at
-    /// the moment. The first never does.
-    fn rests(&self, number: u16) -> bool {
-        number >= self.at_once.load(Relaxed).max(1)
+    /// Waits until one more may read, and lets it; all come to their turn.
+    fn in_turn<T>(&self, read: impl FnOnce() -> T) -> T {
+        while self.reading.fetch_add(1, Relaxed) >= self.at_once.load(Relaxed).max(1) {
+            self.reading.fetch_sub(1, Relaxed);
+            thread::sleep(REST);
+        }
+        let result = read();
+        self.reading.fetch_sub(1, Relaxed);
+        result
     }
 
     /// How many bytes a reader may ask for at once: where few read, they read
@@ -119,25 +123,16 @@ const PIECE: usize = 128 << 10;
 /// How often a reader that is to rest looks whether it still is.
 const REST: Duration = Duration::from_millis(5);
 
-/// Reads what comes out of the channel until it is closed. `number` is that of
-/// the reader, from 0 on.
-pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
+/// Reads what comes out of the channel until it is closed.
+pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
     let mut reader = Reader {
-        number,
         shared,
         page_size,
         buffer: vec![0; BATCH.max(page_size) as usize],
         cpus: Cpus::of_this_thread(),
         current: None,
     };
-    loop {
-        while shared.rests(number) {
-            if shared.closed.load(Relaxed) && jobs.is_empty() {
-                return;
-            }
-            thread::sleep(REST);
-        }
-        let Ok(job) = jobs.recv() else { return };
+    for job in jobs {
         reader.run(&job);
         shared.progress.add_done(u64::from(job.batch.len));
     }
@@ -145,7 +140,6 @@ pub(super) fn work(number: u16, jobs: &Receiver<Job>, shared: &Shared, page_size
 
 /// What a reading thread has of its own.
 struct Reader<'a> {
-    number: u16,
     shared: &'a Shared,
     page_size: u32,
     /// Page cache is copied into it and never looked at. It is as large as a
@@ -177,16 +171,7 @@ impl Reader<'_> {
             (None, Some(second)) if job.heat >= ACTIVATE => {
                 read_twice(&open.first, second, job.batch, &mut self.buffer)
             }
-            _ => {
-                let shared = self.shared;
-                let turn = || {
-                    while shared.rests(self.number) && !shared.stop.load(Relaxed) {
-                        thread::sleep(REST);
-                    }
-                    shared.piece()
-                };
-                read(&open.first, job.batch, &mut self.buffer, turn)
-            }
+            _ => read(&open.first, job.batch, &mut self.buffer, Some(self.shared)),
         };
         if job.resident {
             return;
@@ -249,25 +234,29 @@ fn read_twice(
     batch: Batch,
     buffer: &mut [u8],
 ) -> (u32, io::Result<()>) {
-    let all = || batch.len as usize;
-    let result = read(first, batch, buffer, all);
-    _ = read(second, batch, buffer, all);
+    let result = read(first, batch, buffer, None);
+    _ = read(second, batch, buffer, None);
     result
 }
 
-/// Reads all of the batch, or up to the file's end, and before each piece asks
-/// `turn` how large it may be. How many bytes came is given in either case.
+/// Reads all of the batch, or up to the file's end; piece by piece in turn with
+/// others, if so. How many bytes came is given in either case.
 fn read(
     file: &File,
     batch: Batch,
     buffer: &mut [u8],
-    turn: impl Fn() -> usize,
+    turns: Option<&Shared>,
 ) -> (u32, io::Result<()>) {
     let mut done = 0;
     while done < batch.len {
-        let rest = ((batch.len - done) as usize).min(turn());
-        let rest = &mut buffer[..rest];
-        match file.read_at(rest, batch.offset + u64::from(done)) {
+        let piece = turns.map_or(usize::MAX, Shared::piece);
+        let rest = &mut buffer[..piece.min((batch.len - done) as usize)];
+        let offset = batch.offset + u64::from(done);
+        let result = match turns {
+            Some(shared) => shared.in_turn(|| file.read_at(rest, offset)),
+            None => file.read_at(rest, offset),
+        };
+        match result {
             Ok(0) => break,
             // No more than the rest, which fits.
             Ok(bytes) => done += bytes as u32,
@@ -350,10 +339,10 @@ mod tests {
             stop: Arc::default(),
             progress: Arc::default(),
             at_once: Arc::new(AtomicU16::new(1)),
-            closed: AtomicBool::new(false),
+            reading: AtomicU16::new(0),
         };
         shared.tally.asked.store(5, Relaxed);
-        work(0, &jobs, &shared, PAGE);
+        work(&jobs, &shared, PAGE);
         let report = shared.tally.report(PAGE, std::time::Duration::ZERO, false);
         assert_eq!(report.pages.read, 2);
         let skipped: Vec<_> = report

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Session {
             stop: options.stop,
             progress: options.progress,
             at_once: options.at_once,
-            closed: AtomicBool::new(false),
+            reading: AtomicU16::new(0),
         });
         let (ending, ended) = bounded(0);
         let queue = match options.dry_run {
@@ -184,7 +184,6 @@ impl Session {
     /// After a request to stop, readers that hang in a read are left behind.
     pub fn finish(mut self) -> Report {
         self.queue = None;
-        self.shared.closed.store(true, Relaxed);
         let mut deadline = None;
         while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if self.shared.stop.load(Relaxed)
@@ -372,12 +371,12 @@ fn readers(
 ) -> io::Result<Sender<Job>> {
     // A second batch for each reader waits, so that none of them does.
     let (queue, batches) = bounded(2 * usize::from(jobs));
-    for number in 0..jobs {
+    for _ in 0..jobs {
         let (shared, batches, ending) = (Arc::clone(shared), batches.clone(), ending.clone());
         thread::Builder::new()
             .name("reader".into())
             .spawn(move || {
-                work(number, &batches, &shared, page_size);
+                work(&batches, &shared, page_size);
                 drop(ending);
             })?;
     }
