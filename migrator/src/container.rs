@@ -93,11 +93,6 @@ pub fn restore(
     }
 }
 
-/// Why a dump or a restore failed, as far as its log tells.
-pub fn complaint(session: &Session, what: &str) -> String {
-    Criu::complaint(session, what)
-}
-
 /// Makes a tree that has ended with its dump run again on the source, from
 /// its images.
 ///
@@ -129,7 +124,7 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
             "failed to restore {} from {}, where its images stay: {status}: {}",
             describe(&journal.subject),
             images.display(),
-            complaint(session, "restore")
+            Criu::complaint(session, "restore")
         );
     }
     Ok(())

@@ -160,18 +160,21 @@ struct Stat {
     parent: i32,
 }
 
-/// Reads `stat` of a process or thread: `7 (name) S 1 ...`, where the name may
-/// hold anything, blanks and parentheses included.
 fn stat(process: &Path) -> Option<Stat> {
-    let text = fs::read(process.join("stat")).ok()?;
-    let name_end = text.iter().rposition(|&byte| byte == b')')?;
-    let mut fields = std::str::from_utf8(&text[name_end + 1..])
-        .ok()?
-        .split_whitespace();
+    let text = stat_fields(process)?;
+    let mut fields = text.split_whitespace();
     Some(Stat {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
     })
+}
+
+/// The fields of `stat` of a process or thread, from the third on: the second,
+/// as in `7 (name) S 1 ...`, may hold anything, blanks and parentheses included.
+pub(crate) fn stat_fields(process: &Path) -> Option<String> {
+    let mut text = fs::read(process.join("stat")).ok()?;
+    let name_end = text.iter().rposition(|&byte| byte == b')')?;
+    String::from_utf8(text.split_off(name_end + 1)).ok()
 }
 
 /// Where the cgroup is: as given, or below a mounted hierarchy, cgroup2 first.

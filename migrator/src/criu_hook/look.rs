@@ -28,6 +28,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::statfs;
 
+use crate::file::identity;
 use crate::file::maps::Mapping;
 use crate::file::{Device, open_files};
 use crate::kernel;
@@ -395,10 +396,7 @@ impl Tree {
             device: meta.dev(),
             inode: meta.ino(),
             size: meta.size(),
-            mtime_ns: meta
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(meta.mtime_nsec()),
+            mtime_ns: identity::mtime_ns(meta),
         };
         if identity.check().is_err() {
             return Err("no path for a list");

@@ -33,11 +33,15 @@ pub fn of(host: &MountTable, path: &Path, key: InodeKey) -> Option<FileIdentity>
         device: meta.dev(),
         inode: meta.ino(),
         size: meta.len(),
-        mtime_ns: meta
-            .mtime()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(meta.mtime_nsec()),
+        mtime_ns: mtime_ns(&meta),
     })
+}
+
+/// As in [`FileIdentity::mtime_ns`].
+pub fn mtime_ns(meta: &Metadata) -> i64 {
+    meta.mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(meta.mtime_nsec())
 }
 
 /// `s_dev` of a file of ours. It is `st_dev`, but for file systems that give

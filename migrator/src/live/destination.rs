@@ -265,7 +265,7 @@ impl<'a> Guest<'a> {
     /// Hears, while the restore must not end.
     fn wait_for(&mut self, child: &mut Child) -> anyhow::Result<Option<Message>> {
         if let Some(status) = child.try_wait().context("failed to wait for CRIU")? {
-            let why = container::complaint(&self.session, "restore");
+            let why = Criu::complaint(&self.session, "restore");
             bail!("failed to restore: {status}: {why}");
         }
         self.hear()
@@ -310,7 +310,7 @@ impl<'a> Guest<'a> {
         }
         let status = child.wait().context("failed to wait for CRIU")?;
         if !status.success() && !settle::has_run(&self.session)? {
-            let why = container::complaint(&self.session, "restore");
+            let why = Criu::complaint(&self.session, "restore");
             let error = anyhow!("failed to let the restored tree run: {status}: {why}");
             eprintln!("migrator: {error:#}");
             _ = self.peer.say(Message::NotRunning);

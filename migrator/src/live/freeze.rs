@@ -20,6 +20,7 @@ use super::source::{Host, Options, out_of_turn, step};
 use super::tree::{self, Process};
 use super::warmup::Watched;
 use crate::container;
+use crate::criu::Criu;
 use crate::handover::session::Leader;
 use crate::handover::settle::{self, AT_WORK, DUMPED, JOURNAL, RELEASE};
 use crate::protocol::Message;
@@ -219,7 +220,7 @@ impl Host<'_> {
             && let Some(status) = dump.try_wait().context("failed to wait for CRIU")?
             && !(frozen.releases && status.success() && self.session.has(DUMPED))
         {
-            let why = container::complaint(&self.session, "dump");
+            let why = Criu::complaint(&self.session, "dump");
             bail!("failed to dump: {status}: {why}");
         }
         Ok(())

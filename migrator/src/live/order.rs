@@ -1,10 +1,11 @@
 //! What the source asks the destination to take over.
 
 use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::file::identity;
 
 /// Names the JSON form of an [`Order`].
 pub const ORDER_SCHEMA: &str = "migrator.order/1";
@@ -90,10 +91,7 @@ impl OpenedFile {
         Self {
             path,
             size: meta.len(),
-            mtime_ns: meta
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(meta.mtime_nsec()),
+            mtime_ns: identity::mtime_ns(meta),
             writable,
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::target::Target;
+use crate::target::{Target, stat_fields};
 
 pub(super) const PROC: &str = "/proc";
 
@@ -77,11 +77,8 @@ impl Process {
     }
 }
 
-/// Reads `7 (name) S 1 ...`, where the name may hold anything.
 fn stat(process: &Path) -> Option<Stat> {
-    let text = fs::read(process.join("stat")).ok()?;
-    let name_end = text.iter().rposition(|&byte| byte == b')')?;
-    let text = std::str::from_utf8(&text[name_end + 1..]).ok()?;
+    let text = stat_fields(process)?;
     let mut fields = text.split_whitespace();
     let state = fields.next()?.chars().next()?;
     // The state is field 3, the start time field 22.

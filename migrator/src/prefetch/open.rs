@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat2, posix
 use nix::sys::statfs::{Statfs, fstatfs};
 
 use super::report::Reason;
+use crate::file::identity::mtime_ns;
 use crate::pagelist::FileIdentity;
 use crate::pathmap::{self, Mapping};
 
@@ -258,14 +259,6 @@ fn check_unchanged(identity: &FileIdentity, there: &Metadata) -> Result<(), Refu
         reason: Reason::Changed,
         detail: format!("changed:{differs}"),
     })
-}
-
-/// As in [`FileIdentity::mtime_ns`].
-fn mtime_ns(there: &Metadata) -> i64 {
-    there
-        .mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(there.mtime_nsec())
 }
 
 fn time(ns: i64) -> String {
