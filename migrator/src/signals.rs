@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -54,6 +54,7 @@ impl Signals {
             .context("failed to read a signal")?
             .is_some())
     }
+
     /// Waits, within a tokio runtime, until a signal came.
     ///
     /// # Errors
@@ -77,4 +78,10 @@ impl Signals {
             ready.clear_ready();
         }
     }
+}
+
+/// The error of who was waiting when [`Signals::came`] came to its end; `side`
+/// says on which host.
+pub fn interruption(ended: anyhow::Result<()>, side: &str) -> anyhow::Error {
+    ended.map_or_else(|error| error, |()| anyhow!("interrupted at the {side}"))
 }

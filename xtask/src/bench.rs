@@ -157,5 +157,5 @@ fn stdout_for_json() -> Result<File> {
 /// When something does not compile.
 pub(crate) fn build_all(workspace: &Workspace) -> Result<PathBuf> {
     build::run(workspace)?;
-    build::workload(workspace)
+    build::guest_program(workspace, "workload")
 }

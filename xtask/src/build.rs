@@ -58,17 +58,17 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         .with_context(|| format!("failed to write {}", path.display()))
 }
 
-/// Builds what the benchmarks move, statically for the same reason as migrator:
-/// it runs on any of the guests' systems. It is no part of `target/dist`, and
-/// needs [`run`] before.
+/// Builds a program of the tests that runs in the guests, statically for the
+/// same reason as migrator: they have another libc. It is no part of
+/// `target/dist`, and needs [`run`] before.
 ///
 /// # Errors
 /// When it does not compile.
-pub(crate) fn workload(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn guest_program(workspace: &Workspace, program: &str) -> Result<PathBuf> {
     let rustc = Rustc::find(workspace)?;
     // The same object, or migrator's library would be built twice.
     let object = workspace.dist().join(OBJECT);
-    static_program(workspace, &rustc, "migrator-tests", "workload", &object)
+    static_program(workspace, &rustc, "migrator-tests", program, &object)
 }
 
 /// Compiles the eBPF programs and lays the object in `target/dist`.

@@ -11,7 +11,6 @@ mod kernel;
 mod machine;
 mod network;
 mod process;
-mod programs;
 mod smoke;
 
 use std::fs::{self, File};
@@ -33,6 +32,10 @@ use network::{DESTINATION, SOURCE, STORAGE, Seat};
 
 /// Where the clients mount what the storage serves.
 pub const SHARED: &str = "/mnt/shared";
+
+/// Programs of the tests that run in the guests, in the crate of the
+/// integration tests.
+const PROGRAMS: &[&str] = &["steps"];
 
 /// How long a guest may take to boot under KVM.
 const BOOT: Duration = Duration::from_secs(60);
@@ -311,9 +314,11 @@ fn orders(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
         );
     }
     copy(&migrator, &dist.join("migrator"))?;
-    let programs = programs::build(workspace)?;
-    for program in programs::PROGRAMS {
-        copy(&programs.join(program), &tree.join(program))?;
+    for program in PROGRAMS {
+        copy(
+            &build::guest_program(workspace, program)?,
+            &tree.join(program),
+        )?;
     }
     let guests = workspace.guests();
     for entry in

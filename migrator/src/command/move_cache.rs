@@ -20,7 +20,7 @@ use crate::observe::{Ended, observe};
 use crate::pagelist::PageIndexList;
 use crate::pathmap::{self, Mapping};
 use crate::prefetch::Report;
-use crate::signals::Signals;
+use crate::signals::{Signals, interruption};
 use crate::target::Target;
 use crate::transfer::{self, Link};
 
@@ -92,7 +92,7 @@ fn carry(
         tokio::select! {
             // Ctrl-C ends ssh as well, and is then the reason for that.
             biased;
-            ended = signals.came() => Err(interruption(ended)),
+            ended = signals.came() => Err(interruption(ended, "source")),
             link = connect => link,
         }
     })?;
@@ -113,7 +113,7 @@ fn carry(
     let sent = runtime.block_on(async {
         let interrupted = tokio::select! {
             biased;
-            ended = signals.came() => interruption(ended),
+            ended = signals.came() => interruption(ended, "source"),
             sent = link.send(list) => return sent,
         };
         link.cancel(&format!("{interrupted:#}")).await;
@@ -157,7 +157,7 @@ fn watch(
     );
     match ended {
         // Ctrl-C ends ssh as well, so this is asked first.
-        Ok(Ended::Interrupted) => return Err(interruption(Ok(()))),
+        Ok(Ended::Interrupted) => return Err(interruption(Ok(()), "source")),
         _ if link.is_broken() => return Ok(None),
         Ok(Ended::TargetGone) => eprintln!("migrator: the target has ended"),
         Ok(Ended::TimeUp) => {}
@@ -187,10 +187,6 @@ fn map(maps: &[Mapping], list: &mut PageIndexList) -> anyhow::Result<()> {
 
 /// Half a hot page cache is of little use, so an interrupted move stops,
 /// where an interrupted `track` ends with what it has.
-fn interruption(ended: anyhow::Result<()>) -> anyhow::Error {
-    ended.map_or_else(|error| error, |()| anyhow!("interrupted at the source"))
-}
-
 fn print(moved: &Moved) -> io::Result<()> {
     let ListJson {
         files,

@@ -30,7 +30,7 @@ use crate::handover::settle::{Journal, Origin};
 use crate::pagelist::Heat;
 use crate::prefetch::Progress;
 use crate::protocol::{Message, hello::ability};
-use crate::signals::Signals;
+use crate::signals::{Signals, interruption};
 use crate::tracker::Tracker;
 use crate::transfer::{self, Peer};
 
@@ -182,7 +182,7 @@ fn connect(
     let connection = runtime.block_on(async {
         tokio::select! {
             biased;
-            ended = signals.came() => Err(interruption(ended)),
+            ended = signals.came() => Err(interruption(ended, "source")),
             connection = transfer::open(to, &options.rsh, &options.remote_path) => connection,
         }
     })?;
@@ -314,8 +314,4 @@ pub(super) fn out_of_turn(message: &Message) -> anyhow::Error {
         "the destination says something out of turn: {:.40}",
         format!("{message:?}")
     )
-}
-
-fn interruption(ended: anyhow::Result<()>) -> anyhow::Error {
-    ended.map_or_else(|error| error, |()| anyhow!("interrupted at the source"))
 }

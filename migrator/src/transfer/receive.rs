@@ -23,6 +23,7 @@ use crate::prefetch::{Options, Report, Session};
 use crate::protocol::message::MAX_REPORT;
 use crate::protocol::wire::{Incoming, greet};
 use crate::protocol::{Fault, HELLO_TIME, Hello, Message, PROGRESS_EVERY, Role, SILENCE};
+use crate::signals::interruption;
 
 /// A file with more runs than this is prefetched in pieces, each of them a
 /// file in the report. So many take 1 MiB.
@@ -83,7 +84,7 @@ pub async fn receive(
     let ours = Hello::ours(Role::Destination, kernel::page_size());
     let (mut incoming, outgoing, _) = tokio::select! {
         greeted = greet(input, output, &ours, HELLO_TIME) => greeted.map_err(of_source)?,
-        ended = &mut interrupted => return Err(interruption(ended).into()),
+        ended = &mut interrupted => return Err(interruption(ended, "destination").into()),
     };
 
     let (stop, progress) = (Arc::clone(&options.stop), Arc::clone(&options.progress));
@@ -95,7 +96,7 @@ pub async fn receive(
     let first = tokio::select! {
         first = first(&mut incoming) => first.map_err(of_source),
         _ = &mut speaking => Err(of_source(Fault::Closed)),
-        ended = &mut interrupted => Err(interruption(ended)),
+        ended = &mut interrupted => Err(interruption(ended, "destination")),
     };
     let first = match first {
         Ok(Message::List(piece)) => piece,
@@ -127,7 +128,7 @@ pub async fn receive(
             Ok(report) => {
                 let delivered = tokio::select! {
                     delivered = deliver(&report, messages, &mut speaking) => delivered,
-                    ended = &mut interrupted => Err(interruption(ended)),
+                    ended = &mut interrupted => Err(interruption(ended, "destination")),
                 };
                 return match delivered {
                     Ok(()) => Ok(Some(report)),
@@ -142,7 +143,7 @@ pub async fn receive(
         Ok(fault) = &mut hearing => of_source(fault.0),
         // It speaks until `messages` is dropped, unless the source is gone.
         _ = &mut speaking => of_source(Fault::Closed),
-        ended = &mut interrupted => interruption(ended),
+        ended = &mut interrupted => interruption(ended, "destination"),
     };
     stop.store(true, Relaxed);
     // With the task goes the sender of bytes, and the list ends.
@@ -233,13 +234,6 @@ async fn farewell(
 
 fn of_source(fault: Fault) -> anyhow::Error {
     anyhow!("the source {fault}")
-}
-
-fn interruption(ended: anyhow::Result<()>) -> anyhow::Error {
-    ended.map_or_else(
-        |error| error,
-        |()| anyhow!("interrupted at the destination"),
-    )
 }
 
 fn ended(
