@@ -7,7 +7,7 @@ use crate::tracker::Tracker;
 
 /// How often the source is looked at within an epoch, so that its map stays
 /// far from full.
-const COLLECT_EVERY: Duration = Duration::from_millis(100);
+pub const COLLECT_EVERY: Duration = Duration::from_millis(100);
 
 /// Why an observation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Epochs {
         }
     }
 
-    /// Observes for so long at most, which is to be less than
-    /// a tenth of a second. Gives whether a signal came.
+    /// Observes for so long, which is to be no more than [`COLLECT_EVERY`]. Gives
+    /// whether a signal came.
     ///
     /// # Errors
     /// The source failed.

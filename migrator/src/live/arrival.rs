@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::destination::{Guest, LOOK};
+use super::destination::{Guest, PATIENT};
 use super::report::Arrival;
 use super::tree::Process;
 use crate::cgroup;
@@ -83,7 +83,7 @@ impl Guest<'_> {
 /// Waits until the source's tree has ended.
 fn await_end(peer: &mut Peer, interrupted: &AtomicBool) -> Result<(), Fault> {
     loop {
-        match peer.hear(LOOK)? {
+        match peer.hear(PATIENT)? {
             Some(Message::Ended) => return Ok(()),
             _ if interrupted.load(Relaxed) => return Err(Fault::Closed),
             _ => {}

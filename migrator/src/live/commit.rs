@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use nix::sys::signal::Signal;
 
-use super::freeze::{FROZEN, Frozen, LOOK};
+use super::freeze::{FROZEN, Frozen};
 use super::report::Arrival;
-use super::source::{Host, step};
+use super::source::{Host, PATIENT, step};
 use crate::exit::RolledBack;
 use crate::handover::Decision;
 use crate::handover::settle::{self, COMMITTING};
@@ -50,7 +50,7 @@ impl Host<'_> {
         let began = Instant::now();
         _ = self.peer.say(Message::Ended);
         let arrival = loop {
-            match self.hear(Duration::from_millis(100)) {
+            match self.hear(PATIENT) {
                 Ok(Some(Message::Report(json))) => {
                     break serde_json::from_slice(&json)
                         .context("the destination's report makes no sense")?;
@@ -102,7 +102,7 @@ impl Host<'_> {
         let began = Instant::now();
         let mut answer = self.peer.say(Message::Resume).map(|()| None);
         while let Ok(None) = answer {
-            answer = match self.peer.hear(LOOK) {
+            answer = match self.peer.hear(PATIENT) {
                 Ok(Some(Message::Running)) => Ok(Some(true)),
                 Ok(Some(Message::NotRunning)) => Ok(Some(false)),
                 Ok(_) if began.elapsed() < FROZEN => Ok(None),

@@ -25,8 +25,12 @@ use crate::prefetch::Options;
 use crate::protocol::Message;
 use crate::transfer::{Peer, Warmer};
 
-/// Between two looks at what else may have happened.
-pub(super) const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks at what CRIU may have done.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Between two looks at whether somebody wants an end, where only the source
+/// has something to say. It may be a while: the tree still runs there.
+pub(super) const PATIENT: Duration = Duration::from_millis(200);
 
 /// How many pieces of images wait to be written.
 const PIECES: usize = 64;
@@ -90,7 +94,7 @@ pub fn answer(mut peer: Peer, name: &str) -> anyhow::Result<()> {
     let runs = answer == Message::Running;
     peer.say(answer)?;
     // The source tells when its tree has ended; if it can't, it asks again.
-    while let Ok(message) = peer.hear(LOOK) {
+    while let Ok(message) = peer.hear(PATIENT) {
         if runs && message == Some(Message::Ended) {
             return settle::forget(&session);
         }
@@ -157,12 +161,12 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// The next message that is no list. `None` if there is none now.
-    fn hear(&mut self) -> anyhow::Result<Option<Message>> {
+    /// The next message that is no list. `None` if there is none within `wait`.
+    fn hear(&mut self, wait: Duration) -> anyhow::Result<Option<Message>> {
         if self.interrupted.load(Relaxed) {
             bail!("interrupted at the destination");
         }
-        match self.peer.hear(LOOK) {
+        match self.peer.hear(wait) {
             Ok(Some(Message::List(bytes))) => {
                 self.warmer.take(bytes)?;
                 Ok(None)
@@ -176,7 +180,7 @@ impl<'a> Guest<'a> {
     fn take_images(&mut self) -> anyhow::Result<()> {
         let mut writing: Option<(mpsc::Sender<Bytes>, JoinHandle<anyhow::Result<()>>)> = None;
         loop {
-            let Some(message) = self.hear()? else {
+            let Some(message) = self.hear(PATIENT)? else {
                 continue;
             };
             let Message::Images(piece) = message else {
@@ -268,7 +272,7 @@ impl<'a> Guest<'a> {
             let why = Criu::complaint(&self.session, "restore");
             bail!("failed to restore: {status}: {why}");
         }
-        self.hear()
+        self.hear(LOOK)
     }
 
     /// Makes sure that a restored tree does not run, or what is restored is

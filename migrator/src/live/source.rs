@@ -38,6 +38,10 @@ use crate::transfer::{self, Peer};
 /// looks at its kernel for that.
 const ABLE: Duration = Duration::from_secs(120);
 
+/// Between two looks at whether somebody wants an end, where only the
+/// destination has something to say.
+pub(super) const PATIENT: Duration = Duration::from_millis(100);
+
 /// How to move.
 #[derive(Debug)]
 pub struct Options {
@@ -269,7 +273,7 @@ impl Host<'_> {
             if self.signals.wait(None, Duration::ZERO)? {
                 bail!("interrupted at the source");
             }
-            match self.hear(Duration::from_millis(100))? {
+            match self.hear(PATIENT)? {
                 Some(Message::Able(json)) => {
                     self.clock.ended("check", began);
                     return serde_json::from_slice(&json)

@@ -17,7 +17,7 @@ use super::report::ListSize;
 use super::rounds::Rounds;
 use super::source::{Cache, Host, out_of_turn, step};
 use super::tree;
-use crate::observe::Epochs;
+use crate::observe::{COLLECT_EVERY, Epochs};
 use crate::pagelist::{Heat, PageIndexList};
 use crate::tracker::Tracker;
 use crate::transfer::write_list;
@@ -112,7 +112,7 @@ impl Host<'_> {
             if left.is_zero() || is_enough(&self.lists) {
                 return Ok(());
             }
-            let wait = left.min(Duration::from_millis(20));
+            let wait = left.min(COLLECT_EVERY);
             if watched
                 .epochs
                 .step(&mut watched.tracker, self.signals, wait)?

@@ -37,6 +37,9 @@ const BEFORE: f64 = 2.0;
 /// Seconds between two points of the curve that is kept.
 const STEP: f64 = 0.5;
 
+/// So many passes after the migration are kept one by one.
+const PASSES: i32 = 8;
+
 // Keys of a sample.
 const READ: &str = "read_bytes";
 const READ_AFTER: &str = "read_after_resume_bytes";
@@ -73,6 +76,7 @@ fn sample(trial: &Trial, scale: &Scale) -> Result<Value> {
         RESUMED: milli(freeze.resumed),
         WARM: warm.round(),
         FIRST: first.map(f64::round),
+        "passes_to_warm": passes.iter().filter(|it| (0..PASSES).contains(&it.number)).map(|it| milli(trial.pass as f64 / (it.end - it.begin) / warm)).collect::<Vec<_>>(),
         FIRST_TO_WARM: first.map(|first| milli(first / warm)),
         "curve": points.collect::<Vec<_>>(),
         "report": trial.report,

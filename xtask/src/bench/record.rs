@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::arm::Arm;
@@ -36,6 +36,34 @@ impl Record {
             scale,
             arms: arms.iter().map(|arm| (*arm, Vec::new())).collect(),
         })
+    }
+
+    /// Goes on with a record of the same experiment, as [`Self::keep`] left it.
+    ///
+    /// # Errors
+    /// When it can't be read, or is of another scale or machine.
+    pub(crate) fn go_on(&mut self, workspace: &Workspace) -> Result<()> {
+        let path = self.path(workspace, "json")?;
+        let kept = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        self.take(&kept)
+            .with_context(|| format!("failed to add to {}", path.display()))
+    }
+
+    fn take(&mut self, kept: &[u8]) -> Result<()> {
+        let kept: Value = serde_json::from_slice(kept).context("it is no JSON")?;
+        for (key, ours) in [("host", &self.host), ("scale", &self.scale)] {
+            if kept[key] != *ours {
+                bail!("its {key} is {}, and this one's is {ours}", kept[key]);
+            }
+        }
+        for (key, samples) in kept["arms"].as_object().into_iter().flatten() {
+            let arm = Arm::ALL.into_iter().find(|arm| arm.key() == key);
+            let arm = arm.with_context(|| format!("there is no arm {key}"))?;
+            for sample in samples.as_array().into_iter().flatten() {
+                self.push(arm, sample.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Adds a run.
@@ -196,6 +224,18 @@ mod tests {
         assert!(text.contains("\n      {\"bytes\":3}\n"), "{text}");
         // An arm without runs is not there.
         assert_eq!(read["arms"].as_object().map(Map::len), Some(1));
+    }
+
+    #[test]
+    fn a_record_goes_on_where_it_was_the_same_experiment() {
+        let kept = lines(&record().to_json(&Value::Null));
+        let mut more = record();
+        more.take(kept.as_bytes()).expect("the same experiment");
+        assert_eq!(more.numbers(Arm::Criu, "bytes"), [1.0, 3.0, 1.0, 3.0]);
+        let other = kept.replace("8000000", "9000000");
+        assert!(record().take(other.as_bytes()).is_err());
+        let other = kept.replace("criu", "nobody");
+        assert!(record().take(other.as_bytes()).is_err());
     }
 
     #[test]

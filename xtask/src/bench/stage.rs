@@ -52,10 +52,10 @@ pub(crate) struct Scale {
     #[arg(long, default_value = "6.12")]
     pub(crate) kernel: String,
     /// Size of the file in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 192)]
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
     pub(crate) size: u64,
     /// Megabits per second that each host can send
-    #[arg(long, value_name = "MBIT", default_value_t = 96)]
+    #[arg(long, value_name = "MBIT", default_value_t = 30)]
     pub(crate) rate: u32,
     /// Seconds from the order to move until it is asked how much has been read
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
@@ -176,6 +176,11 @@ impl Stage {
             end(host, pid)?;
         }
         Ok(())
+    }
+
+    /// What is wrong with a host, if something is.
+    pub(crate) fn fault(&self) -> Option<anyhow::Error> {
+        self.hosts.all().iter().find_map(|host| host.check().err())
     }
 
     /// The machine and the guests, for the raw runs.

@@ -54,7 +54,7 @@ pub(super) fn arguments(seat: Seat) -> Vec<String> {
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     let card = |netdev: &str| {
         let mac = seat.mac;
-        format!("virtio-net-pci,netdev={netdev},mac={mac},host_mtu=9000")
+        format!("virtio-net-pci,netdev={netdev},mac={mac},host_mtu=65520,rx_queue_size=1024")
     };
     if seat.name == STORAGE.name {
         add("-netdev", "hubport,id=card,hubid=0".into());
@@ -146,13 +146,13 @@ impl Link {
         Ok(())
     }
 
-    /// tc-netem(8). Its queue of packets is what fits into 9 MB of jumbo frames.
+    /// tc-netem(8). Its queue holds 10 MB in the largest frames.
     fn command(self) -> String {
         if self == Self::default() {
             // An error says that it was never shaped.
             return "tc qdisc delete dev eth0 root 2>/dev/null || true".into();
         }
-        let mut command = "tc qdisc replace dev eth0 root netem limit 1000".to_owned();
+        let mut command = "tc qdisc replace dev eth0 root netem limit 150".to_owned();
         if let Some(rate) = self.rate {
             command += &format!(" rate {rate}mbit");
         }
@@ -188,7 +188,7 @@ mod tests {
         };
         assert_eq!(
             link.command(),
-            "tc qdisc replace dev eth0 root netem limit 1000 rate 100mbit delay 250us"
+            "tc qdisc replace dev eth0 root netem limit 150 rate 100mbit delay 250us"
         );
         assert!(Link::default().command().starts_with("tc qdisc delete"));
     }
