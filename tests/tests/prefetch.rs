@@ -280,6 +280,22 @@ fn exactly_the_listed_pages_become_resident() {
 }
 
 #[test]
+fn reading_ahead_brings_nothing_that_was_not_asked_for() {
+    let dir = dir();
+    // The tail of a file is read with readahead; all else is not.
+    let path = cold_file(dir.path(), "data", 16384);
+    let asked: BTreeSet<u64> = (100..2000).chain([2500]).chain(5000..16384).collect();
+    let report = run(
+        vec![hot(&path, runs(asked.iter().copied(), 1))],
+        Options::default(),
+    );
+    assert_same(&resident(&path), &asked);
+    assert_eq!(report.pages.read, asked.len() as u64);
+    assert_eq!(report.bytes_read, asked.len() as u64 * PAGE);
+    assert!(report.is_complete());
+}
+
+#[test]
 fn pages_that_are_resident_are_not_read_again() {
     let dir = dir();
     let path = cold_file(dir.path(), "data", 4096);

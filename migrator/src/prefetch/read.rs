@@ -41,6 +41,9 @@ pub(super) struct Job {
     pub(super) heat: Heat,
     /// See [`Extent::resident`](crate::plan::Extent::resident).
     pub(super) resident: bool,
+    /// It is to be read on and on, and the kernel may read ahead. Such a batch
+    /// may be larger than [`BATCH`], and heat does not matter.
+    pub(super) streams: bool,
 }
 
 /// What the readers share.
@@ -131,10 +134,42 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
         buffer: vec![0; BATCH.max(page_size) as usize],
         cpus: Cpus::of_this_thread(),
         current: None,
+        stream: None,
     };
     for job in jobs {
-        reader.run(&job);
-        shared.progress.add_done(u64::from(job.batch.len));
+        for piece in job.pieces(page_size) {
+            reader.run(&piece);
+            shared.progress.add_done(u64::from(piece.batch.len));
+        }
+    }
+}
+
+impl Job {
+    /// What is read with one system call. One that streams asks for no more
+    /// than the kernel's own reading ahead does at once, or the kernel would
+    /// take it for one large request without a successor.
+    fn pieces(&self, page_size: u32) -> impl Iterator<Item = Self> {
+        let whole = self.batch;
+        let most = match self.streams {
+            true => (PIECE as u32).max(page_size),
+            false => whole.len.max(1),
+        };
+        (0..whole.len.div_ceil(most)).map(move |number| {
+            let from = number * most;
+            let len = most.min(whole.len - from);
+            Self {
+                target: Arc::clone(&self.target),
+                batch: match self.streams {
+                    true => Batch {
+                        offset: whole.offset + u64::from(from),
+                        len,
+                        pages: len.div_ceil(page_size),
+                    },
+                    false => whole,
+                },
+                ..*self
+            }
+        })
     }
 }
 
@@ -147,8 +182,10 @@ struct Reader<'a> {
     /// its I/O in flight at once.
     buffer: Vec<u8>,
     cpus: Option<Cpus>,
-    /// The file of the last job, which is likely to be that of the next.
+    /// The file of the last job, which is likely to be that of the next, and
+    /// how it is read with readahead, where that was tried.
     current: Option<(Arc<Target>, Arc<OpenFile>)>,
+    stream: Option<Option<File>>,
 }
 
 impl Reader<'_> {
@@ -171,7 +208,18 @@ impl Reader<'_> {
             (None, Some(second)) if job.heat >= ACTIVATE => {
                 read_twice(&open.first, second, job.batch, &mut self.buffer)
             }
-            _ => read(&open.first, job.batch, &mut self.buffer, Some(self.shared)),
+            _ => {
+                let stream = match job.streams {
+                    true => self.stream.get_or_insert_with(|| open.stream()).as_ref(),
+                    false => None,
+                };
+                read(
+                    stream.unwrap_or(&open.first),
+                    job.batch,
+                    &mut self.buffer,
+                    Some(self.shared),
+                )
+            }
         };
         if job.resident {
             return;
@@ -202,7 +250,7 @@ impl Reader<'_> {
         {
             return Ok(Arc::clone(open));
         }
-        self.current = None;
+        (self.current, self.stream) = (None, None);
         let open = target.open(&self.shared.opener)?;
         self.current = Some((Arc::clone(target), Arc::clone(&open)));
         Ok(open)
@@ -301,6 +349,35 @@ mod tests {
     }
 
     #[test]
+    fn what_streams_is_read_piece_by_piece() {
+        let (target, _held) = target(true);
+        let job = |streams, len| Job {
+            target: Arc::clone(&target),
+            batch: Batch {
+                offset: u64::from(PAGE),
+                len,
+                pages: len.div_ceil(PAGE),
+            },
+            heat: 1,
+            resident: false,
+            streams,
+        };
+        let parts = |job: Job| -> Vec<_> {
+            let batches = job.pieces(PAGE).map(|piece| piece.batch);
+            batches.map(|it| (it.offset, it.len, it.pages)).collect()
+        };
+        let len = 2 * PIECE as u32 + 5;
+        let second = u64::from(PAGE) + PIECE as u64;
+        let expected = [
+            (u64::from(PAGE), PIECE as u32, 32),
+            (second, PIECE as u32, 32),
+            (second + PIECE as u64, 5, 1),
+        ];
+        assert_eq!(parts(job(true, len)), expected);
+        assert_eq!(parts(job(false, len)), [(u64::from(PAGE), len, 65)]);
+    }
+
+    #[test]
     fn a_file_that_fails_is_given_up_and_the_rest_goes_on() {
         // A descriptor for writing only stands for a disk that fails.
         let (broken, _held) = target(false);
@@ -323,6 +400,7 @@ mod tests {
                 },
                 heat: 1,
                 resident: false,
+                streams: false,
             };
             queue.send(job).expect("queue");
         }

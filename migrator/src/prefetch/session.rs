@@ -51,6 +51,12 @@ const LOOK: Duration = Duration::from_millis(50);
 /// in a read from a dead server is left behind.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// So many readers at most share what is read with readahead. It takes a while
+/// until the kernel makes its largest folios, so each gets as much as possible
+/// at once; and some, as one alone would wait for a distant server most of the
+/// time.
+const STREAMS: u64 = 8;
+
 /// Of an `add` of so many files at most, they stay open between being looked
 /// at and being read.
 const HELD: usize = 64;
@@ -275,10 +281,20 @@ impl Session {
     /// what must not be read any more.
     fn hand_out(&mut self, queue: &Sender<Job>, target: &Arc<Target>, extent: &Extent) {
         let page_size = self.shape.page_size;
-        let limit = self
-            .pace
-            .as_ref()
-            .map_or(BATCH, |pace| pace.batch_limit().min(BATCH));
+        let end = (extent.first + extent.span).saturating_mul(u64::from(page_size));
+        let bytes = extent.span.saturating_mul(u64::from(page_size));
+        // Reading ahead brings nothing that is not wanted where all that
+        // follows in the file is asked for. A small file is not worth it.
+        let streams = end >= target.identity.size
+            && bytes > u64::from(BATCH)
+            && extent.pages == extent.span
+            && self.shape.touch.is_none()
+            && self.pace.is_none();
+        let limit = match &self.pace {
+            _ if streams => stripe(bytes),
+            Some(pace) => pace.batch_limit().min(BATCH),
+            None => BATCH,
+        };
         let mut left = extent.pages;
         for batch in extent.batches(target.identity.size, page_size, limit) {
             if !extent.resident {
@@ -289,6 +305,7 @@ impl Session {
                 batch,
                 heat: extent.heat,
                 resident: extent.resident,
+                streams,
             };
             if !self.send(queue, job) {
                 break;
@@ -362,6 +379,14 @@ impl Session {
     }
 }
 
+/// How many bytes each reader gets of so many that are read with readahead.
+fn stripe(bytes: u64) -> u32 {
+    let least = 4 * u64::from(BATCH);
+    let most = 1024 * u64::from(BATCH);
+    let fair = bytes.div_ceil(STREAMS).next_multiple_of(u64::from(BATCH));
+    fair.clamp(least, most) as u32
+}
+
 /// Starts the readers; they end when the queue is closed.
 fn readers(
     shared: &Arc<Shared>,
@@ -393,7 +418,7 @@ fn allow_open_files(jobs: u16) -> Result<(), StartError> {
     };
     let limit = Resource::RLIMIT_NOFILE;
     let (soft, hard) = getrlimit(limit).map_err(system("get the limit of open files"))?;
-    // Three each, while a file is being opened: the O_PATH descriptor and two
+    // Three each: the O_PATH descriptor, while a file is being opened, and two
     // for reading. And some for the rest of the program.
     let need = 3 * (u64::from(jobs) + LOOKERS as u64) + 3 * HELD as u64 + 64;
     if need > hard {
