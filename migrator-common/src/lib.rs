@@ -21,4 +21,10 @@ mod user {
     unsafe impl aya::Pod for event::Counters {}
     // SAFETY: as above.
     unsafe impl aya::Pod for access::ProcessPage {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for access::ChunkKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for access::ChunkBits {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for access::Sides {}
 }

@@ -58,11 +58,11 @@ const AGAIN: u16 = 1 << 15;
 /// After so many epochs hardly anything is left of a count.
 const EPOCHS: usize = 64;
 
-/// What the pages that are remembered may take, in units of 2 bytes: 48 MiB.
-pub const ROOM: usize = 24 << 20;
+/// What the pages that are remembered may take, in units of 2 bytes: 96 MiB.
+pub const ROOM: usize = 48 << 20;
 
 /// What a chunk takes beside its pages, in the same units.
-const CHUNK_ROOM: usize = 64;
+const CHUNK_ROOM: usize = 104;
 
 /// What is known of a part of a file.
 #[derive(Debug, Default)]
@@ -272,7 +272,7 @@ fn left(left: &[u32; EPOCHS], epochs: u32) -> u32 {
 
 /// A page of which so much is left. Its count never falls to 0.
 fn aged(page: u16, left: u32) -> u16 {
-    let count = (u32::from(page & COUNT) * left >> 16) as u16;
+    let count = ((u32::from(page & COUNT) * left) >> 16) as u16;
     page & AGAIN | count.max((page & COUNT).min(1))
 }
 

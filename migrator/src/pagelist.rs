@@ -108,6 +108,13 @@ impl HotFile {
         self.runs.iter().map(|run| u64::from(run.pages)).sum()
     }
 
+    /// Mean heat of its pages; 0 without any.
+    pub fn hotness(&self) -> f64 {
+        let heat = |run: &Run| u64::from(run.pages) * u64::from(run.heat);
+        let heat: u64 = self.runs.iter().map(heat).sum();
+        heat as f64 / self.pages().max(1) as f64
+    }
+
     /// Checks that the file may stand in a list of which no run ends beyond
     /// page `limit`: see [`page_limit`].
     ///
@@ -148,6 +155,19 @@ impl PageIndexList {
     /// How many pages the list names.
     pub fn pages(&self) -> u64 {
         self.files.iter().map(HotFile::pages).sum()
+    }
+
+    /// Puts the files into the order of a list; those of the same heat by path.
+    pub fn hottest_first(&mut self) {
+        let mut files: Vec<_> = std::mem::take(&mut self.files)
+            .into_iter()
+            .map(|file| (file.hotness(), file))
+            .collect();
+        files.sort_by(|(one, a), (other, b)| {
+            let by_heat = other.total_cmp(one);
+            by_heat.then_with(|| a.identity.path.cmp(&b.identity.path))
+        });
+        self.files = files.into_iter().map(|(_, file)| file).collect();
     }
 }
 

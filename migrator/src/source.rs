@@ -1,6 +1,6 @@
 //! Where accesses come from; which source was chosen, and why.
 
-mod access_map;
+pub mod access_map;
 pub mod ebpf;
 pub mod hooks;
 pub mod mapped;

@@ -217,11 +217,7 @@ impl Tracker {
                 self.as_sampled(min_heat)
             }
         };
-        let path = |file: &HotFile| file.identity.path.clone();
-        snapshot.list.files.sort_by(|a, b| {
-            let by_heat = hotness(b).total_cmp(&hotness(a));
-            by_heat.then_with(|| path(a).cmp(&path(b)))
-        });
+        snapshot.list.hottest_first();
         Ok(snapshot)
     }
 
@@ -351,16 +347,6 @@ impl Tracker {
             self.looked_at = Some(Instant::now());
         }
     }
-}
-
-/// Mean heat of a file's pages.
-fn hotness(file: &HotFile) -> f64 {
-    let heat: u64 = file
-        .runs
-        .iter()
-        .map(|run| u64::from(run.pages) * u64::from(run.heat))
-        .sum();
-    heat as f64 / file.pages().max(1) as f64
 }
 
 fn file_id(key: InodeKey) -> FileId {

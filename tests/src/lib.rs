@@ -6,6 +6,7 @@
 
 pub mod containers;
 pub mod fault;
+pub mod gauge;
 pub mod mapped;
 pub mod mount;
 pub mod random;

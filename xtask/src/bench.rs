@@ -1,13 +1,17 @@
-//! `cargo xtask bench`: experiments on the test hosts.
+//! `cargo xtask bench`: experiments on the test hosts, and on this one.
 //!
-//! An experiment moves a process in several ways ([`arm`]), in turns, and looks
-//! from outside how much it reads when ([`watch`], [`curve`]).
+//! An experiment on the test hosts moves a process in several ways ([`arm`]), in
+//! turns, and looks from outside how much it reads when ([`watch`], [`curve`]).
+//! [`list`] and [`quality`] run a program on this host.
 
 pub(crate) mod arm;
 pub(crate) mod curve;
 mod figure1;
 mod figure2;
+mod host;
+mod list;
 pub(crate) mod plot;
+mod quality;
 mod record;
 pub(crate) mod stage;
 mod statistics;
@@ -41,6 +45,10 @@ enum Experiment {
     Figure1(Figure),
     /// How much a process has read a fixed time after it was ordered to move
     Figure2(Figure),
+    /// From the kernel's map to a list and back: time, size and memory
+    List(list::Args),
+    /// What share of reads hits what was prefetched, by policy and budget
+    Quality(quality::Args),
 }
 
 /// How an experiment is done.
@@ -76,6 +84,8 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
     match args.experiment {
         Experiment::Figure1(figure) => figure.run(workspace, &figure1::FIGURE),
         Experiment::Figure2(figure) => figure.run(workspace, &figure2::FIGURE),
+        Experiment::List(args) => list::run(workspace, &args),
+        Experiment::Quality(args) => quality::run(workspace, &args),
     }
 }
 
@@ -162,12 +172,15 @@ impl Figure {
             record.document(workspace, &text)?;
             println!("Kept in docs/benchmarks.md, docs/benchmarks/{name}.json and .svg");
         }
-        if let Some(mut json) = json {
-            writeln!(json, "{}", record.to_json(&(kind.summary)(&record)))
-                .context("failed to write to standard output")?;
+        match json {
+            Some(json) => print_json(json, &record.to_json(&(kind.summary)(&record))),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn print_json(mut output: File, record: &Value) -> Result<()> {
+    writeln!(output, "{record}").context("failed to write to standard output")
 }
 
 /// Standard output, kept for the record: whatever else is printed from now on,

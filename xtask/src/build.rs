@@ -71,6 +71,22 @@ pub(crate) fn guest_program(workspace: &Workspace, program: &str) -> Result<Path
     static_program(workspace, &rustc, "migrator-tests", program, &object)
 }
 
+/// Builds a program of the tests that measures on this host; gives where it is.
+///
+/// # Errors
+/// When it does not compile.
+pub(crate) fn own_program(workspace: &Workspace, program: &str) -> Result<PathBuf> {
+    command::run(
+        workspace
+            .cargo()
+            .args(["build", "--quiet", "--release"])
+            .args(["--package", "migrator-tests", "--bin", program])
+            .arg("--target-dir")
+            .arg(workspace.target()),
+    )?;
+    Ok(workspace.target().join("release").join(program))
+}
+
 /// Compiles the eBPF programs and lays the object in `target/dist`.
 fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
     command::run(toolchain.cargo(workspace, "build").arg("--quiet"))?;

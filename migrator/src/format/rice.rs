@@ -62,7 +62,13 @@ impl Code {
         let (quotient, low) = (value >> shift, value & low_bits(shift));
         if quotient < u64::from(limit) {
             let quotient = quotient as u32;
-            bits.put(low_bits(quotient), quotient + 1);
+            let unary = quotient + 1;
+            if unary + shift <= MAX_BITS {
+                // What is usual, in one go.
+                bits.put(low << unary | low_bits(quotient), unary + shift);
+                return;
+            }
+            bits.put(low_bits(quotient), unary);
         } else {
             bits.put(low_bits(limit), limit);
             if limit == ESCAPE {

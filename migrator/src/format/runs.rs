@@ -155,8 +155,9 @@ fn put_code(payload: &mut Vec<u8>, code: Code) {
 struct Stats {
     /// Between runs; at least 1 where all have the same heat.
     gaps: Histogram,
-    /// Between single pages, but for those inside runs, which are 0.
-    gaps_from_zero: Histogram,
+    /// The same, counted from 0, which is the gap between pages inside runs;
+    /// `None` where there is such a gap between runs as well.
+    gaps_from_zero: Option<Histogram>,
     lengths: Histogram,
     heats_by_run: [u64; 256],
     heats_by_page: [u64; 256],
@@ -168,9 +169,10 @@ impl Stats {
     fn of(runs: &[Run]) -> Self {
         let gaps = || runs.windows(2).map(|pair| pair[1].index - pair[0].end());
         let lengths = || runs.iter().map(|run| u64::from(run.pages) - 1);
+        let least = gaps().min().unwrap_or(0);
         let mut stats = Self {
-            gaps: Histogram::new(gaps().min().unwrap_or(0)),
-            gaps_from_zero: Histogram::new(0),
+            gaps: Histogram::new(least),
+            gaps_from_zero: (least > 0).then(|| Histogram::new(0)),
             lengths: Histogram::new(lengths().min().unwrap_or(0)),
             heats_by_run: [0; 256],
             heats_by_page: [0; 256],
@@ -179,7 +181,9 @@ impl Stats {
         };
         for gap in gaps() {
             stats.gaps.add(gap, 1);
-            stats.gaps_from_zero.add(gap, 1);
+        }
+        if let Some(from_zero) = &mut stats.gaps_from_zero {
+            gaps().for_each(|gap| from_zero.add(gap, 1));
         }
         for run in runs {
             let pages = u64::from(run.pages);
@@ -196,7 +200,7 @@ impl Stats {
     }
 
     fn by_page(&self) -> Layout {
-        let mut gaps = self.gaps_from_zero.clone();
+        let mut gaps = self.gaps_from_zero.as_ref().unwrap_or(&self.gaps).clone();
         gaps.add(0, self.pages - self.runs);
         Layout::choose(&gaps, &Histogram::new(0), &self.heats_by_page)
     }

@@ -53,7 +53,7 @@ impl<T> Drop for Shared<T> {
 
 /// The access map.
 #[derive(Debug)]
-pub(super) struct AccessMap {
+pub struct AccessMap {
     keys: Shared<ChunkKey>,
     bits: Shared<ChunkBits>,
     sides: Shared<Sides>,
@@ -66,7 +66,7 @@ impl AccessMap {
     ///
     /// # Errors
     /// Those of mmap(2).
-    pub(super) fn new(
+    pub fn new(
         keys: impl AsFd,
         bits: impl AsFd,
         sides: impl AsFd,
@@ -85,7 +85,7 @@ impl AccessMap {
     ///
     /// # Errors
     /// Where it can't be known that the programs have left the side.
-    pub(super) fn drain(&self, mut each: impl FnMut(ChunkKey, &ChunkBits)) -> io::Result<()> {
+    pub fn drain(&self, mut each: impl FnMut(ChunkKey, &ChunkBits)) -> io::Result<()> {
         let sides = self.sides.entry(0);
         // SAFETY: the programs only read this word.
         let written = unsafe { AtomicU64::from_ptr(&raw mut (*sides).written) };

@@ -162,6 +162,79 @@ pub(crate) fn passes(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
     draw().map_err(|error| failed(path, &error))
 }
 
+/// What share of reads hit, by the MiB that were read ahead.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    pub(crate) title: &'static str,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Lines over one axis.
+#[derive(Debug)]
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    pub(crate) lines: Vec<Shares>,
+}
+
+/// Panels below each other; their horizontal axes are logarithmic.
+///
+/// # Errors
+/// When the file can't be written.
+pub(crate) fn shares(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
+    const COLORS: [RGBColor; 6] = [
+        GREEN,
+        BLUE,
+        RED,
+        RGBColor(0xc9, 0x8a, 0x1b),
+        RGBColor(0x8e, 0x5b, 0xb0),
+        GREY,
+    ];
+    let draw = || -> Drawn {
+        let root = SVGBackend::new(path, (860, 40 + 300 * panels.len() as u32)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let root = root.titled(title, (FONT, 19))?;
+        for (panel, area) in panels.iter().zip(root.split_evenly((panels.len(), 1))) {
+            let budgets = || panel.lines.iter().flat_map(|line| &line.points);
+            let least = budgets().fold(f64::INFINITY, |least, (at, _)| least.min(*at));
+            let most = budgets().fold(0.0_f64, |most, (at, _)| most.max(*at));
+            let mut chart = ChartBuilder::on(&area)
+                .caption(&panel.title, (FONT, 15))
+                .margin_right(20)
+                .set_label_area_size(LabelAreaPosition::Left, 60)
+                .set_label_area_size(LabelAreaPosition::Bottom, 34)
+                .build_cartesian_2d((least..most).log_scale(), 0.0..1.0)?;
+            chart
+                .configure_mesh()
+                .x_label_formatter(&|at| format!("{at:.0} MiB"))
+                .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
+                .axis_style(GREY)
+                .bold_line_style(FAINT)
+                .light_line_style(TRANSPARENT)
+                .label_style((FONT, 12, &GREY))
+                .draw()?;
+            for (line, color) in panel.lines.iter().zip(COLORS.iter().cycle()) {
+                let points = line.points.iter().copied();
+                chart
+                    .draw_series(LineSeries::new(points, color.stroke_width(2)))?
+                    .label(line.title)
+                    .legend(move |(x, y)| {
+                        PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
+                    });
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerRight)
+                .background_style(WHITE)
+                .border_style(FAINT)
+                .label_font((FONT, 12))
+                .draw()?;
+        }
+        root.present()?;
+        Ok(())
+    };
+    draw().map_err(|error| failed(path, &error))
+}
+
 /// A process that was moved, and how that is called.
 #[derive(Debug)]
 pub(crate) struct Story<'a> {
@@ -309,6 +382,21 @@ mod tests {
         };
         let svg = drawn(|path| passes(path, "Title", &[line]));
         for text in ["CRIU alone", "-1", "+1", "+2"] {
+            assert!(svg.contains(text), "{text} is not in {svg}");
+        }
+    }
+
+    #[test]
+    fn shares_have_a_panel_for_each_workload() {
+        let panel = |title: &str| Panel {
+            title: title.into(),
+            lines: vec![Shares {
+                title: "oracle",
+                points: vec![(1.0, 0.2), (10.0, 0.5), (100.0, 1.0)],
+            }],
+        };
+        let svg = drawn(|path| shares(path, "Title", &[panel("zipf"), panel("scan")]));
+        for text in ["Title", "zipf", "scan", "oracle", "100 %", "10 MiB"] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
     }

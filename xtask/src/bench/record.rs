@@ -12,62 +12,52 @@ use super::arm::Arm;
 use crate::command;
 use crate::workspace::Workspace;
 
+/// One of the things that a benchmark compares.
+pub(crate) trait Compared: Clone + PartialEq {
+    /// The key of its raw runs.
+    fn key(&self) -> &str;
+}
+
+impl Compared for Arm {
+    fn key(&self) -> &str {
+        Arm::key(*self)
+    }
+}
+
+impl Compared for String {
+    fn key(&self) -> &str {
+        self
+    }
+}
+
 /// Runs of a benchmark, as they come.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(crate) struct Record<A = Arm> {
     name: String,
     date: String,
     host: Value,
     scale: Value,
-    arms: Vec<(Arm, Vec<Value>)>,
+    arms: Vec<(A, Vec<Value>)>,
 }
 
-impl Record {
+impl<A: Compared> Record<A> {
     /// Begins the record of what is called `name` (`figure2-loop`).
     ///
     /// # Errors
     /// When nobody knows the date.
-    pub(crate) fn begin(name: &str, host: Value, scale: Value, arms: &[Arm]) -> Result<Self> {
+    pub(crate) fn begin(name: &str, host: Value, scale: Value, arms: &[A]) -> Result<Self> {
         let date = command::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
         Ok(Self {
             name: name.to_owned(),
             date: date.trim().to_owned(),
             host,
             scale,
-            arms: arms.iter().map(|arm| (*arm, Vec::new())).collect(),
+            arms: arms.iter().map(|arm| (arm.clone(), Vec::new())).collect(),
         })
     }
 
-    /// Goes on with a record of the same experiment, as [`Self::keep`] left it.
-    ///
-    /// # Errors
-    /// When it can't be read, or is of another scale or machine.
-    pub(crate) fn go_on(&mut self, workspace: &Workspace) -> Result<()> {
-        let path = self.path(workspace, "json")?;
-        let kept = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        self.take(&kept)
-            .with_context(|| format!("failed to add to {}", path.display()))
-    }
-
-    fn take(&mut self, kept: &[u8]) -> Result<()> {
-        let kept: Value = serde_json::from_slice(kept).context("it is no JSON")?;
-        for (key, ours) in [("host", &self.host), ("scale", &self.scale)] {
-            if kept[key] != *ours {
-                bail!("its {key} is {}, and this one's is {ours}", kept[key]);
-            }
-        }
-        for (key, samples) in kept["arms"].as_object().into_iter().flatten() {
-            let arm = Arm::ALL.into_iter().find(|arm| arm.key() == key);
-            let arm = arm.with_context(|| format!("there is no arm {key}"))?;
-            for sample in samples.as_array().into_iter().flatten() {
-                self.push(arm, sample.clone());
-            }
-        }
-        Ok(())
-    }
-
     /// Adds a run.
-    pub(crate) fn push(&mut self, arm: Arm, sample: Value) {
+    pub(crate) fn push(&mut self, arm: A, sample: Value) {
         for (known, samples) in &mut self.arms {
             if *known == arm {
                 samples.push(sample);
@@ -78,13 +68,13 @@ impl Record {
     }
 
     /// The arms that have runs, each with them.
-    pub(crate) fn arms(&self) -> impl Iterator<Item = (Arm, &[Value])> {
+    pub(crate) fn arms(&self) -> impl Iterator<Item = (A, &[Value])> {
         let filled = self.arms.iter().filter(|(_, samples)| !samples.is_empty());
-        filled.map(|(arm, samples)| (*arm, samples.as_slice()))
+        filled.map(|(arm, samples)| (arm.clone(), samples.as_slice()))
     }
 
     /// A number of each run of an arm.
-    pub(crate) fn numbers(&self, arm: Arm, key: &str) -> Vec<f64> {
+    pub(crate) fn numbers(&self, arm: A, key: &str) -> Vec<f64> {
         let of_arm = self.arms().filter(|(other, _)| *other == arm);
         of_arm
             .flat_map(|(_, samples)| samples)
@@ -92,22 +82,9 @@ impl Record {
             .collect()
     }
 
-    /// The day, and on what, in a line.
-    pub(crate) fn setting(&self) -> String {
-        let text = |key: &str| self.host[key].as_str().unwrap_or("?").to_owned();
-        let scale = |key: &str| self.scale[key].as_f64().unwrap_or(0.0);
-        format!(
-            "{}, {} ({} cores), guests: {}, Linux {}, CRIU {}; a file of {:.0} MiB, \
-             links of {:.0} Mbit/s",
-            self.date,
-            text("processor"),
-            self.host["cores"],
-            text("guest_processor"),
-            text("guest_kernel"),
-            text("guest_criu"),
-            scale("file_bytes") / f64::from(1 << 20),
-            scale("link_bits_per_second") / 1e6,
-        )
+    /// The day.
+    pub(crate) fn date(&self) -> &str {
+        &self.date
     }
 
     /// All of it.
@@ -155,6 +132,54 @@ impl Record {
             .with_context(|| format!("failed to read {}", path.display()))?;
         fs::write(&path, replace(&old, &self.name, text))
             .with_context(|| format!("failed to write {}", path.display()))
+    }
+}
+
+impl Record {
+    /// Goes on with a record of the same experiment, as [`Self::keep`] left it.
+    ///
+    /// # Errors
+    /// When it can't be read, or is of another scale or machine.
+    pub(crate) fn go_on(&mut self, workspace: &Workspace) -> Result<()> {
+        let path = self.path(workspace, "json")?;
+        let kept = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        self.take(&kept)
+            .with_context(|| format!("failed to add to {}", path.display()))
+    }
+
+    fn take(&mut self, kept: &[u8]) -> Result<()> {
+        let kept: Value = serde_json::from_slice(kept).context("it is no JSON")?;
+        for (key, ours) in [("host", &self.host), ("scale", &self.scale)] {
+            if kept[key] != *ours {
+                bail!("its {key} is {}, and this one's is {ours}", kept[key]);
+            }
+        }
+        for (key, samples) in kept["arms"].as_object().into_iter().flatten() {
+            let arm = Arm::ALL.into_iter().find(|arm| arm.key() == key);
+            let arm = arm.with_context(|| format!("there is no arm {key}"))?;
+            for sample in samples.as_array().into_iter().flatten() {
+                self.push(arm, sample.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The day, and on what, in a line.
+    pub(crate) fn setting(&self) -> String {
+        let text = |key: &str| self.host[key].as_str().unwrap_or("?").to_owned();
+        let scale = |key: &str| self.scale[key].as_f64().unwrap_or(0.0);
+        format!(
+            "{}, {} ({} cores), guests: {}, Linux {}, CRIU {}; a file of {:.0} MiB, \
+             links of {:.0} Mbit/s",
+            self.date,
+            text("processor"),
+            self.host["cores"],
+            text("guest_processor"),
+            text("guest_kernel"),
+            text("guest_criu"),
+            scale("file_bytes") / f64::from(1 << 20),
+            scale("link_bits_per_second") / 1e6,
+        )
     }
 }
 

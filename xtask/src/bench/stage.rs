@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::host;
 use crate::vm::{self, Host, Hosts, Link, SHARED};
 
 /// Where the workload is on both hosts, as a program of its own is.
@@ -192,13 +193,11 @@ impl Stage {
         let guest = |command: &str| -> Result<String> {
             Ok(self.hosts.source.run(command)?.trim().to_owned())
         };
-        let own = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let own = own.lines().find_map(|line| line.strip_prefix("model name"));
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let own = host::describe();
         Ok(json!({
-            "processor": own.map(|name| name.trim_start_matches([' ', '\t', ':'])),
-            "cores": thread::available_parallelism().map_or(0, |cores| cores.get()),
-            "kernel": kernel.trim(),
+            "processor": own["processor"],
+            "cores": own["cores"],
+            "kernel": own["kernel"],
             "guest_processor": guest(processor)?,
             "guest_kernel": guest("uname -r")?,
             "guest_criu": guest("criu --version | sed -n 's/^Version: //p'")?,

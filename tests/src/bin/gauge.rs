@@ -1,0 +1,285 @@
+//! Measures the way from the kernel's map to a list and back, and what lists are
+//! worth: one run of what `cargo xtask bench list` and `quality` compare.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use migrator::format::{Reader, Record, Writer};
+use migrator::heat::{FileId, HeatMap, Ranking};
+use migrator::pagelist::{FileIdentity, HotFile, PageIndexList};
+use migrator_tests::PAGE_SIZE;
+use migrator_tests::gauge::accesses::{Accesses, Scale, Workload};
+use migrator_tests::gauge::chunks::{self, Cluster, Kernel, Shape};
+use migrator_tests::gauge::{policy, trace};
+use migrator_tests::random::Random;
+use serde_json::{Value, json};
+
+/// One run; prints one JSON object.
+#[derive(Debug, Parser)]
+enum Gauge {
+    /// Collect, rank, encode and decode so many pages
+    List {
+        #[arg(long)]
+        shape: Shape,
+        #[arg(long)]
+        pages: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Decode a list, record by record
+    Decode { list: PathBuf },
+    /// Reads after a move that hit what was prefetched, by policy and budget
+    Quality {
+        /// Without one, a run of sqlite3 is traced
+        #[arg(long)]
+        workload: Option<Workload>,
+        #[command(flatten)]
+        scale: Scale,
+        /// Queries of the run of sqlite3
+        #[arg(long, default_value_t = 400_000)]
+        queries: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    let sample = match Gauge::parse() {
+        Gauge::List { shape, pages, seed } => list(shape, pages, seed),
+        Gauge::Decode { list } => decode(&list),
+        Gauge::Quality {
+            workload,
+            scale,
+            queries,
+            seed,
+        } => quality(workload, scale, queries, seed),
+    }?;
+    println!("{sample}");
+    Ok(())
+}
+
+/// Epochs before the one that is measured, so that pages differ in heat.
+const EPOCHS: u32 = 7;
+
+fn list(shape: Shape, pages: u64, seed: u64) -> Result<Value> {
+    let clusters = chunks::clusters(shape, pages, seed);
+    let mut heat = HeatMap::default();
+    let mut random = Random::new(seed << 48);
+    let habits: Vec<u64> = clusters.iter().map(|_| random.next()).collect();
+    for epoch in 0..EPOCHS {
+        // Half are used in each epoch, a quarter in every other, and so on.
+        let used = |(_, habit): &(&Cluster, &u64)| {
+            (**habit >> 8).wrapping_add(u64::from(epoch)) % (1 << habit.trailing_zeros().min(3))
+                == 0
+        };
+        let used = clusters.iter().zip(&habits).filter(used);
+        for (key, bits) in chunks::chunks(used.map(|(cluster, _)| *cluster)) {
+            heat.mark(file_id(key.device(), key.inode), key.chunk(), &bits);
+        }
+        heat.next_epoch();
+    }
+    let used = chunks::chunks(clusters);
+    let mut kernel = Kernel::new(used.len())?;
+    kernel.mark(&used)?;
+    let map = kernel.map()?;
+
+    let start = Instant::now();
+    map.drain(|key, bits| heat.mark(file_id(key.device(), key.inode), key.chunk(), bits))
+        .context("failed to empty the access map")?;
+    let collected = start.elapsed();
+    let mut list = PageIndexList {
+        page_size: PAGE_SIZE as u32,
+        files: Vec::new(),
+    };
+    for file in heat.files() {
+        let runs = heat.runs(file, 1, u64::MAX);
+        let identity = identity(file, runs.last().map_or(0, |run| run.end()));
+        list.files.push(HotFile { identity, runs });
+    }
+    list.hottest_first();
+    let ranked = start.elapsed();
+    let mut writer = Writer::new(Vec::new(), list.page_size)?;
+    for file in &list.files {
+        writer.file(file)?;
+    }
+    let bytes = writer.finish()?;
+    let encoded = start.elapsed();
+
+    ensure!(list.pages() + heat.forgotten() == pages, "pages were lost");
+    let encoded_in_file = tempfile::NamedTempFile::new().context("failed to create a file")?;
+    fs::write(encoded_in_file.path(), &bytes).context("failed to write the list")?;
+    let this = std::env::current_exe().context("failed to find this program")?;
+    let decoded = Command::new(this)
+        .arg("decode")
+        .arg(encoded_in_file.path())
+        .output()
+        .context("failed to start this program")?;
+    let decoded: Value = serde_json::from_slice(&decoded.stdout).context("failed to decode")?;
+    ensure!(
+        decoded["pages"] == list.pages(),
+        "the list came back as another"
+    );
+    Ok(json!({
+        "pages": list.pages(),
+        "forgotten_pages": heat.forgotten(),
+        "collect_seconds": collected.as_secs_f64(),
+        "rank_seconds": (ranked - collected).as_secs_f64(),
+        "encode_seconds": (encoded - ranked).as_secs_f64(),
+        "seconds": encoded.as_secs_f64(),
+        "bytes": bytes.len(),
+        "entropy_bytes": (entropy(&list) / 8.0).ceil(),
+        "decode_seconds": decoded["seconds"],
+        "decoder_bytes": decoded["memory_bytes"],
+    }))
+}
+
+fn file_id(device: u32, inode: u64) -> FileId {
+    FileId { device, inode }
+}
+
+fn identity(file: FileId, pages: u64) -> FileIdentity {
+    FileIdentity {
+        path: format!("/srv/data/base/16384/{}", file.inode).into(),
+        device: file.device.into(),
+        inode: file.inode,
+        size: pages * PAGE_SIZE as u64,
+        mtime_ns: 1_700_000_000_123_456_789,
+    }
+}
+
+/// Reads a list with the product's reader. Memory is what the process has grown
+/// by at its highest, over what it had when it began.
+fn decode(list: &PathBuf) -> Result<Value> {
+    let file = File::open(list).context("failed to open the list")?;
+    let before = peak_memory()?;
+    let start = Instant::now();
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 16, file))?;
+    let mut pages = 0;
+    while let Some(record) = reader.record()? {
+        if let Record::Runs(runs) = record {
+            pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(json!({
+        "pages": pages,
+        "seconds": seconds,
+        "memory_bytes": peak_memory()? - before,
+    }))
+}
+
+/// The most memory that this process ever had, in bytes (proc(5)).
+fn peak_memory() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("failed to read our status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(number.context("our status has no VmHWM")? * 1024)
+}
+
+/// The bits that the runs of a list take at least when gaps, lengths and heats
+/// are coded each by itself; or its pages, where those are random and that is
+/// less. Paths are not counted, nor what tells the distributions.
+fn entropy(list: &PageIndexList) -> f64 {
+    let (mut gaps, mut lengths, mut heats) = (Counts::new(), Counts::new(), Counts::new());
+    let mut page_heats = Counts::new();
+    let (mut pages, mut span) = (0.0, 0.0);
+    for file in &list.files {
+        let mut end = 0;
+        for run in &file.runs {
+            *gaps.entry(run.index - end).or_default() += 1;
+            *lengths.entry(u64::from(run.pages)).or_default() += 1;
+            *heats.entry(u64::from(run.heat)).or_default() += 1;
+            *page_heats.entry(u64::from(run.heat)).or_default() += u64::from(run.pages);
+            end = run.end();
+        }
+        pages += file.pages() as f64;
+        span += end as f64;
+    }
+    let share: f64 = pages / span;
+    let bernoulli = -(pages * share.log2() + (span - pages) * (1.0 - share).max(1e-300).log2());
+    let by_run = bits(&gaps) + bits(&lengths) + bits(&heats);
+    by_run.min(bernoulli + bits(&page_heats))
+}
+
+type Counts = HashMap<u64, u64>;
+
+/// The entropy of values that occur so often, in sum.
+fn bits(counts: &Counts) -> f64 {
+    let total: u64 = counts.values().sum();
+    let bits = |count: &u64| *count as f64 * (total as f64 / *count as f64).log2();
+    counts.values().map(bits).sum()
+}
+
+/// Budgets in parts of all pages.
+const BUDGETS: [f64; 9] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];
+
+/// What is tried beside the ranking of the product.
+const KEPT: [f64; 4] = [0.5, 0.75, 0.875, 0.9375];
+const AGAIN: [u16; 3] = [1, 2, 3];
+
+fn quality(workload: Option<Workload>, scale: Scale, queries: u64, seed: u64) -> Result<Value> {
+    let accesses: Accesses = match workload {
+        Some(workload) => workload.accesses(scale, seed),
+        None => {
+            let directory = tempfile::tempdir_in(disk()).context("failed to create a directory")?;
+            trace::sqlite(directory.path(), queries, seed)?
+        }
+    };
+    let pages = accesses.pages as usize;
+    let budgets = BUDGETS.map(|part| (part * pages as f64) as usize);
+    // The classic LRU tells pages apart only where memory is not enough for all.
+    let memory = pages / 2;
+    let mut orders = BTreeMap::from([
+        ("oracle".to_owned(), policy::oracle(&accesses)),
+        (
+            "heat".to_owned(),
+            policy::heat(&accesses, Ranking::default()),
+        ),
+        ("lru".to_owned(), policy::active(&accesses, memory)),
+        ("resident".to_owned(), policy::resident(&accesses, memory)),
+        ("recent".to_owned(), policy::recent(&accesses)),
+        ("random".to_owned(), policy::random(&accesses, seed)),
+    ]);
+    for kept in KEPT {
+        let order = policy::heat(
+            &accesses,
+            Ranking {
+                kept,
+                ..Ranking::default()
+            },
+        );
+        orders.insert(format!("kept {kept}"), order);
+    }
+    for again in AGAIN {
+        let order = policy::heat(
+            &accesses,
+            Ranking {
+                again,
+                ..Ranking::default()
+            },
+        );
+        orders.insert(format!("again {again}"), order);
+    }
+    let hits: BTreeMap<_, _> = orders
+        .iter()
+        .map(|(name, order)| (name, policy::hits(&accesses, order, &budgets)))
+        .collect();
+    Ok(json!({
+        "pages": pages,
+        "reads_before": accesses.before.len(),
+        "reads_after": accesses.after.len(),
+        "budget_bytes": budgets.map(|pages| pages * PAGE_SIZE),
+        "hits": hits,
+    }))
+}
+
+/// A directory on a disk for a database of a few hundred MiB.
+fn disk() -> PathBuf {
+    std::env::var_os("MIGRATOR_TEST_DIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}

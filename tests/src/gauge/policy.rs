@@ -1,0 +1,286 @@
+//! Which pages to read ahead, and in which order: migrator's heat, and what it is
+//! compared with. Each knows what was read before the move, the oracle also what
+//! will be.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+
+use migrator::heat::{FileId, HeatMap, Ranking};
+use migrator::plan::{self, Shape};
+use migrator_common::access::{CHUNK_PAGES, ChunkBits};
+
+use super::accesses::Accesses;
+use crate::PAGE_SIZE;
+use crate::random::Random;
+
+/// The order of migrator's heat: the product's own map and plan, told of accesses
+/// as by the eBPF source, ten times in an epoch of a second.
+pub fn heat(accesses: &Accesses, ranking: Ranking) -> Vec<u32> {
+    const FILE: FileId = FileId {
+        device: 1,
+        inode: 1,
+    };
+    let mut map = HeatMap::new(ranking);
+    let mut chunks = vec![ChunkBits::default(); accesses.pages as usize / CHUNK_PAGES as usize + 1];
+    let mut left = accesses.before.iter();
+    let mut last = None;
+    for (tenth, count) in (1..).zip(&accesses.tenths) {
+        for page in left.by_ref().take(*count) {
+            let bits = &mut chunks[*page as usize / CHUNK_PAGES as usize];
+            let word = &mut bits.words[*page as usize % CHUNK_PAGES as usize / 64];
+            let bit = 1 << (page % 64);
+            // Of a page that is read twice in a row the programs take the second
+            // time for the rest of the first.
+            if last != Some(page) {
+                word.again |= word.used & bit;
+            }
+            word.used |= bit;
+            last = Some(page);
+        }
+        for (number, bits) in (0..).zip(&mut chunks) {
+            map.mark(FILE, number, bits);
+            *bits = ChunkBits::default();
+        }
+        if tenth % 10 == 0 {
+            map.next_epoch();
+        }
+    }
+    let shape = Shape {
+        page_size: PAGE_SIZE as u32,
+        gap: 0,
+        touch: None,
+    };
+    let size = u64::from(accesses.pages) * PAGE_SIZE as u64;
+    let runs = map.runs(FILE, 1, u64::MAX);
+    let (kept, _) = plan::order(plan::extents(0, size, &runs, &[], shape).extents, None);
+    let pages = |extent: &plan::Extent| extent.first as u32..(extent.first + extent.span) as u32;
+    kept.iter().flat_map(pages).collect()
+}
+
+/// What a page cache of `memory` pages holds, in the order of the files: what
+/// vmtouch, happycache and pgfincore know.
+pub fn resident(accesses: &Accesses, memory: usize) -> Vec<u32> {
+    let mut pages = Lru::after(accesses, memory).pages();
+    pages.sort_unstable();
+    pages
+}
+
+/// The same, the active pages first, of each list the newest first: more than the
+/// page flags tell, which know no order.
+pub fn active(accesses: &Accesses, memory: usize) -> Vec<u32> {
+    Lru::after(accesses, memory).pages()
+}
+
+/// What was read last, first.
+pub fn recent(accesses: &Accesses) -> Vec<u32> {
+    let mut last = vec![0; accesses.pages as usize];
+    for (time, page) in (1_u32..).zip(&accesses.before) {
+        last[*page as usize] = time;
+    }
+    by(&last)
+}
+
+/// What was read, in no order.
+pub fn random(accesses: &Accesses, seed: u64) -> Vec<u32> {
+    let mut pages = recent(accesses);
+    pages.sort_unstable();
+    Random::new(seed << 32).shuffled(pages)
+}
+
+/// What will be read most often, first: no order has more hits at any budget.
+pub fn oracle(accesses: &Accesses) -> Vec<u32> {
+    by(&counts(accesses.pages, &accesses.after))
+}
+
+/// Which share of the reads after the move goes to the first so many pages.
+pub fn hits(accesses: &Accesses, order: &[u32], budgets: &[usize]) -> Vec<f64> {
+    let counts = counts(accesses.pages, &accesses.after);
+    let share = |budget: &usize| {
+        let first = order.iter().take(*budget);
+        let hits: u64 = first.map(|page| u64::from(counts[*page as usize])).sum();
+        hits as f64 / accesses.after.len().max(1) as f64
+    };
+    budgets.iter().map(share).collect()
+}
+
+fn counts(pages: u32, accesses: &[u32]) -> Vec<u32> {
+    let mut counts = vec![0; pages as usize];
+    for page in accesses {
+        counts[*page as usize] += 1;
+    }
+    counts
+}
+
+/// The pages that have a score, the highest first.
+fn by(score: &[u32]) -> Vec<u32> {
+    let mut pages: Vec<u32> = (0..score.len() as u32)
+        .filter(|page| score[*page as usize] > 0)
+        .collect();
+    pages.sort_by_key(|page| Reverse(score[*page as usize]));
+    pages
+}
+
+/// The classic LRU of two lists, as read(2) and reclaim treat it
+/// (`mark_page_accessed` and `shrink_lruvec` of mm/, without refault distances).
+struct Lru {
+    memory: usize,
+    states: Vec<State>,
+    /// Newest last. An entry counts if the page's number is the same.
+    inactive: VecDeque<(u32, u32)>,
+    active: VecDeque<(u32, u32)>,
+    numbers: Vec<u32>,
+    number: u32,
+    inactive_pages: usize,
+    active_pages: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Absent,
+    Inactive,
+    Referenced,
+    Active,
+}
+
+impl Lru {
+    fn after(accesses: &Accesses, memory: usize) -> Self {
+        let mut lru = Self {
+            memory: memory.max(1),
+            states: vec![State::Absent; accesses.pages as usize],
+            inactive: VecDeque::new(),
+            active: VecDeque::new(),
+            numbers: vec![0; accesses.pages as usize],
+            number: 0,
+            inactive_pages: 0,
+            active_pages: 0,
+        };
+        for page in &accesses.before {
+            lru.read(*page);
+        }
+        lru
+    }
+
+    fn read(&mut self, page: u32) {
+        match self.states[page as usize] {
+            State::Absent => {
+                if self.inactive_pages + self.active_pages >= self.memory {
+                    self.reclaim();
+                }
+                self.add_inactive(page);
+                // The read that brings a page marks it as well.
+                self.states[page as usize] = State::Referenced;
+            }
+            State::Inactive => self.states[page as usize] = State::Referenced,
+            State::Referenced => {
+                self.inactive_pages -= 1;
+                self.active_pages += 1;
+                self.states[page as usize] = State::Active;
+                let entry = self.entry(page);
+                self.active.push_back(entry);
+            }
+            State::Active => {}
+        }
+    }
+
+    /// Frees a page, after the inactive list has got as many as the active one.
+    fn reclaim(&mut self) {
+        while self.inactive_pages < self.active_pages {
+            let Some((page, number)) = self.active.pop_front() else {
+                break;
+            };
+            if self.is(State::Active, page, number) {
+                self.active_pages -= 1;
+                self.add_inactive(page);
+            }
+        }
+        while let Some((page, number)) = self.inactive.pop_front() {
+            if self.is(State::Inactive, page, number) || self.is(State::Referenced, page, number) {
+                self.states[page as usize] = State::Absent;
+                self.inactive_pages -= 1;
+                break;
+            }
+        }
+    }
+
+    fn add_inactive(&mut self, page: u32) {
+        self.states[page as usize] = State::Inactive;
+        self.inactive_pages += 1;
+        let entry = self.entry(page);
+        self.inactive.push_back(entry);
+    }
+
+    fn entry(&mut self, page: u32) -> (u32, u32) {
+        self.number += 1;
+        self.numbers[page as usize] = self.number;
+        (page, self.number)
+    }
+
+    fn is(&self, state: State, page: u32, number: u32) -> bool {
+        self.states[page as usize] == state && self.numbers[page as usize] == number
+    }
+
+    /// The active pages, then the inactive ones, newest first.
+    fn pages(&self) -> Vec<u32> {
+        let mut pages: Vec<u32> = (0..self.states.len() as u32)
+            .filter(|page| self.states[*page as usize] != State::Absent)
+            .collect();
+        pages.sort_by_key(|page| {
+            let active = self.states[*page as usize] == State::Active;
+            Reverse((active, self.numbers[*page as usize]))
+        });
+        pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accesses(before: &[u32], after: &[u32]) -> Accesses {
+        Accesses {
+            pages: 10,
+            before: before.to_vec(),
+            tenths: vec![before.len()],
+            after: after.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_second_read_activates() {
+        let accesses = accesses(&[1, 2, 3, 1, 4, 2], &[]);
+        assert_eq!(active(&accesses, 10), [2, 1, 4, 3]);
+        assert_eq!(resident(&accesses, 10), [1, 2, 3, 4]);
+        assert_eq!(recent(&accesses), [2, 4, 1, 3]);
+    }
+
+    #[test]
+    fn reclaim_takes_the_oldest_inactive_page() {
+        assert_eq!(resident(&accesses(&[1, 2, 3, 1, 4], &[]), 3), [1, 3, 4]);
+        // Half of memory at most is active: 1 is deactivated for 4, and goes for 5.
+        let reads = [1, 1, 2, 2, 3, 4, 5];
+        assert_eq!(active(&accesses(&reads, &[]), 3), [2, 5, 4]);
+    }
+
+    #[test]
+    fn the_oracle_knows_the_future_and_only_that() {
+        let accesses = accesses(&[1, 1, 1, 2], &[7, 2, 7, 1]);
+        assert_eq!(oracle(&accesses), [7, 1, 2]);
+        assert_eq!(
+            hits(&accesses, &oracle(&accesses), &[0, 1, 2, 9]),
+            [0.0, 0.5, 0.75, 1.0]
+        );
+    }
+
+    #[test]
+    fn heat_has_every_page_that_was_read_the_hottest_first() {
+        let accesses = accesses(&[5, 1, 5, 8, 5, 8, 1, 8], &[]);
+        assert_eq!(heat(&accesses, Ranking::default()), [1, 5, 8]);
+        let mut often = accesses.clone();
+        often.tenths = vec![4, 4];
+        // 1 in two tenths, 5 twice and once, 8 once and twice.
+        assert_eq!(heat(&often, Ranking::default()), [5, 8, 1]);
+        let mut once = accesses;
+        once.before = vec![9, 3, 3, 4];
+        assert_eq!(heat(&once, Ranking::default()), [3, 4, 9]);
+    }
+}
