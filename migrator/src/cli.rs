@@ -96,7 +96,7 @@ pub struct ObserveArgs {
     /// Where accesses come from.
     #[arg(long, value_enum, default_value = "auto")]
     pub source: SourceChoice,
-    /// How long one epoch is: heat counts the epochs in which a page was used.
+    /// How long one epoch is: after each, a use counts three quarters of what it did.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
     pub interval: Duration,
     /// Leave out pages that are less hot; 2 keeps what was used more than once.

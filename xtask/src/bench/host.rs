@@ -104,6 +104,10 @@ impl Options {
                     .with_context(|| format!("failed in run {run} of {arm}"))?;
                 println!("run {run:>2}  {arm:<18} {}", (kind.line)(&sample));
                 record.push(arm.clone(), sample);
+                if !self.dry_run {
+                    // What a long experiment has is not lost with its end.
+                    record.keep(workspace, &(kind.summary)(&record))?;
+                }
             }
         }
         let table = (kind.table)(&record);
@@ -111,7 +115,6 @@ impl Options {
         let summary = (kind.summary)(&record);
         if !self.dry_run {
             let name = kind.name;
-            record.keep(workspace, &summary)?;
             (kind.draw)(&record, &record.path(workspace, "svg")?)?;
             let text = format!(
                 "{}.\n\n{table}\n![{name}](benchmarks/{name}.svg)\n\n\

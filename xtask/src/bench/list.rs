@@ -112,10 +112,10 @@ fn table(record: &Record<String>) -> String {
         let of = |key: &str| summary_of(samples, key);
         let median = |key: &str| of(key).map_or(f64::NAN, |summary| summary.median);
         let (least, most) = of("seconds").map_or((f64::NAN, f64::NAN), |it| (it.min, it.max));
-        // Where the runs are few, the path and the frames are most of the list.
-        let to_entropy = match median("bytes") {
-            ..1e5 => "-".to_owned(),
-            _ => format!("{:.3}", median("to_entropy")),
+        // Where the runs are few, paths and frames are most of the list.
+        let to_entropy = match median("to_entropy") {
+            ratio if ratio < 10.0 => format!("{ratio:.3}"),
+            _ => "-".to_owned(),
         };
         text += &format!(
             "| {arm} | {:.1} ms | {:.1} ms | {:.1} ms | {:.1} ms ({:.1}-{:.1}) | {:.1} kB | {to_entropy} | {:.0} M pages/s | {:.0} KiB |\n",
@@ -161,7 +161,7 @@ mod tests {
         let arms = ["random 1000".to_owned(), "sequential 1000".to_owned()];
         let mut record = Record::begin("test", json!({}), json!({}), &arms).expect("a date");
         for (seconds, bytes) in [(0.01, 150_000), (0.03, 120_000), (0.02, 130_000)] {
-            for (arm, bytes) in arms.iter().zip([bytes, 70]) {
+            for (arm, bytes) in arms.iter().zip([bytes, 3_000_000]) {
                 let sample = json!({
                     "pages": 1000, "seconds": seconds, "collect_seconds": 0.001,
                     "rank_seconds": 0.001, "encode_seconds": 0.001, "bytes": bytes,
@@ -175,7 +175,7 @@ mod tests {
             table.contains("20.0 ms (10.0-30.0) | 130.0 kB | 1.300 | 100 M pages/s | 4 KiB"),
             "{table}"
         );
-        assert!(table.contains("| 0.1 kB | - |"), "{table}");
+        assert!(table.contains("| 3000.0 kB | - |"), "{table}");
         let median = &summary(&record)["random 1000"]["pages_per_second"]["median"];
         assert_eq!(median.as_f64(), Some(50_000.0));
     }
