@@ -3,10 +3,11 @@
 mod access_map;
 pub mod ebpf;
 pub mod hooks;
+pub mod kmod;
+pub mod lru;
 pub mod mapped;
 pub mod object;
 pub mod pageflags;
-pub mod procfs;
 
 use std::fmt;
 use std::path::Path;
@@ -14,14 +15,14 @@ use std::path::Path;
 use crate::target::{Target, TargetError};
 
 use ebpf::EbpfSource;
-use procfs::Sampler;
+use lru::Sampler;
 
 /// A source at work.
 pub enum Source {
     /// Every access, from the page cache's hooks.
     Ebpf(Box<EbpfSource>),
-    /// What the LRU knows, from /proc page flags.
-    Procfs(Sampler),
+    /// What the LRU knows, from the kernel module or /proc.
+    Lru(Sampler),
 }
 
 impl fmt::Display for Source {
@@ -32,7 +33,7 @@ impl fmt::Display for Source {
                 let hooks = source.hooks().iter().map(|hook| hook.tracepoint);
                 write!(f, "every access ({})", hooks.collect::<Vec<_>>().join(", "))
             }
-            Self::Procfs(sampler) => f.write_str(sampler.what_it_knows()),
+            Self::Lru(sampler) => f.write_str(sampler.what_it_knows()),
         }
     }
 }
@@ -109,8 +110,8 @@ pub fn probe() -> Vec<(&'static str, Result<String, Refusal>)> {
     // and it is gone at once.
     let nobody = Target::Process(std::process::id() as i32);
     let ebpf = EbpfSource::start(&nobody).map(|source| Source::Ebpf(Box::new(source)).to_string());
-    let kmod = kmod(&nobody).map(|source| source.to_string());
-    let procfs = procfs::probe(Path::new("/proc"), Path::new("/sys"));
+    let kmod = by_module().and_then(|sampler| sampler.probe().map(Into::into));
+    let procfs = by_proc().and_then(|sampler| sampler.probe().map(Into::into));
     vec![("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)]
 }
 
@@ -120,17 +121,23 @@ fn ebpf(target: &Target) -> Result<Source, Refusal> {
     EbpfSource::start(target).map(|source| Source::Ebpf(Box::new(source)))
 }
 
-/// The place of the `hotpages` kernel module, which reports active/inactive
-/// LRU on old kernels.
 fn kmod(_target: &Target) -> Result<Source, Refusal> {
-    Err(Refusal::NotSupported(
-        "this version comes without the kernel module".into(),
-    ))
+    by_module().map(Source::Lru)
 }
 
 fn procfs(_target: &Target) -> Result<Source, Refusal> {
-    Ok(Source::Procfs(Sampler::open(
+    by_proc().map(Source::Lru)
+}
+
+fn by_module() -> Result<Sampler, Refusal> {
+    let device = Path::new(kmod::DEVICE);
+    Ok(Sampler::kmod(
+        device,
         Path::new("/proc"),
         Path::new("/sys"),
-    )?))
+    )?)
+}
+
+fn by_proc() -> Result<Sampler, Refusal> {
+    Ok(Sampler::procfs(Path::new("/proc"), Path::new("/sys"))?)
 }

@@ -13,8 +13,8 @@ use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::source::lru::Reason;
 use crate::source::mapped;
-use crate::source::procfs::Reason;
 use crate::source::{self, Choice, Chosen, Refusal, Source};
 use crate::target::Target;
 
@@ -121,7 +121,7 @@ impl Tracker {
     pub fn wakes(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Ebpf(source) => Some(source.as_fd()),
-            Source::Procfs(_) => None,
+            Source::Lru(_) => None,
         }
     }
 
@@ -132,7 +132,7 @@ impl Tracker {
         self.target.is_alive(Path::new(PROC))
             || match &self.source {
                 Source::Ebpf(source) => source.processes().into_iter().any(runs),
-                Source::Procfs(_) => false,
+                Source::Lru(_) => false,
             }
     }
 
@@ -195,7 +195,7 @@ impl Tracker {
                 self.look_at_processes(false);
                 Ok(())
             }
-            Source::Procfs(_) => self.sample(),
+            Source::Lru(_) => self.sample(),
         }
     }
 
@@ -212,7 +212,7 @@ impl Tracker {
                 self.collect()?;
                 self.observed(min_heat)
             }
-            Source::Procfs(_) => {
+            Source::Lru(_) => {
                 self.sample()?;
                 self.as_sampled(min_heat)
             }
@@ -318,7 +318,7 @@ impl Tracker {
         if self.sampled_at.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
-        if let Source::Procfs(sampler) = &self.source {
+        if let Source::Lru(sampler) = &self.source {
             let sample = sampler
                 .sample(&self.target, &mut self.resolver)
                 .context("failed to read page flags")?;

@@ -7,6 +7,7 @@
 pub mod containers;
 pub mod fault;
 pub mod mapped;
+pub mod module;
 pub mod mount;
 pub mod random;
 pub mod reader;

@@ -13,8 +13,8 @@ use std::thread;
 use migrator::file::{Resolver, Unresolved};
 use migrator::kernel::lru_gen_enabled;
 use migrator::pagelist::{HotFile, Run};
+use migrator::source::lru::{Reason, Sample, Sampler};
 use migrator::source::pageflags::{PageFlags, PageState, StateRun, drain_batches};
-use migrator::source::procfs::{Reason, Sample, Sampler, probe};
 use migrator::target::Target;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
@@ -182,8 +182,12 @@ impl Drop for Holder {
     }
 }
 
+fn sampler() -> Sampler {
+    Sampler::procfs(Path::new("/proc"), Path::new("/sys")).expect("a sampler")
+}
+
 fn sample(target: &Target) -> Sample {
-    let sampler = Sampler::open(Path::new("/proc"), Path::new("/sys")).expect("a sampler");
+    let sampler = sampler();
     let mut resolver = Resolver::new("/proc".into());
     sampler.sample(target, &mut resolver).expect("a sample")
 }
@@ -395,6 +399,6 @@ fn a_file_cut_short_meanwhile_does_no_harm() {
 #[test]
 fn the_probe_tells_root_that_it_works() {
     require_root();
-    let detail = probe(Path::new("/proc"), Path::new("/sys")).expect("usable");
+    let detail = sampler().probe().expect("usable");
     assert!(detail.contains("LRU flags"), "{detail}");
 }

@@ -6,6 +6,8 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod headers;
+mod module;
 mod packages;
 mod suite;
 mod test;
@@ -28,8 +30,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build the eBPF object and the static migrator that embeds it, into target/dist.
-    Build,
+    /// Build the eBPF object, the static migrator that embeds it, and kernel modules, into target/dist.
+    Build(build::Args),
     /// Run every check and test; those on the running kernel need root.
     Test(test::Args),
     /// Measure migrations on the test hosts.
@@ -44,7 +46,7 @@ enum Task {
 pub fn main() -> ExitCode {
     let task = Cli::parse().task;
     let result = Workspace::find().and_then(|workspace| match task {
-        Task::Build => build::run(&workspace),
+        Task::Build(args) => build::command(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, args),
         Task::Demo(args) => demo::run(&workspace, args),

@@ -27,6 +27,7 @@ pub use network::Link;
 use crate::workspace::Workspace;
 use crate::{build, command, packages};
 use kernel::Kernel;
+pub(crate) use kernel::suite;
 use machine::{Accelerator, Disk, Machine, Plan};
 use network::{DESTINATION, SOURCE, STORAGE, Seat};
 

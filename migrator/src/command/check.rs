@@ -121,7 +121,7 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
         .as_deref()
         .unwrap_or("not found (needed to move processes)");
     let mglru = match report.mglru {
-        true => "on: active/inactive means nothing to the procfs source",
+        true => "on: active/inactive means nothing to the sources kmod and procfs",
         false => "off",
     };
     writeln!(out, "kernel     {} {}", report.kernel, report.machine)?;

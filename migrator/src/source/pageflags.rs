@@ -67,7 +67,8 @@ const CAP_FOWNER: u32 = 3;
 pub struct PageState {
     /// Used since it came, or since it was last moved in its list.
     pub referenced: bool,
-    /// On the active list: used more than once. Means nothing under MGLRU.
+    /// On the active list: used more than once. /proc shows it under the
+    /// multi-generational LRU, too, where it means nothing.
     pub active: bool,
 }
 
@@ -85,8 +86,8 @@ pub struct StateRun {
 /// Why page flags can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum PageFlagsError {
-    /// The kernel is built without them.
-    #[error("{0} is not there: the kernel is built without CONFIG_PROC_PAGE_MONITOR")]
+    /// The kernel does not have them.
+    #[error("{0}")]
     NotSupported(String),
     /// They are for root.
     #[error("{0}")]
@@ -120,7 +121,10 @@ impl PageFlags {
         let open = |name: &str| {
             let path = proc_root.join(name);
             File::open(&path).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => PageFlagsError::NotSupported(path.display().to_string()),
+                io::ErrorKind::NotFound => PageFlagsError::NotSupported(format!(
+                    "there is no {}: the kernel is built without CONFIG_PROC_PAGE_MONITOR",
+                    path.display()
+                )),
                 io::ErrorKind::PermissionDenied => PageFlagsError::NotPermitted(format!(
                     "failed to open {}: only root may (CAP_SYS_ADMIN)",
                     path.display()

@@ -94,6 +94,14 @@ impl Kernel {
     }
 }
 
+/// The suite of a kernel's name, which may be its own.
+///
+/// # Errors
+/// When it names none.
+pub(crate) fn suite(name: &str) -> Result<&str> {
+    parse(name).map(|(suite, _)| suite)
+}
+
 /// Suite and package of a kernel's name.
 fn parse(name: &str) -> Result<(&str, &str)> {
     let (suite, package) = name.split_once(':').unwrap_or((name, PACKAGE));
