@@ -6,6 +6,8 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod marked;
+mod matrix;
 mod packages;
 mod suite;
 mod test;
@@ -56,5 +58,16 @@ pub fn main() -> ExitCode {
             eprintln!("cargo xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

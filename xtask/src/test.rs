@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::workspace::Workspace;
-use crate::{build, command, packages, toolchain};
+use crate::{build, command, matrix, packages, toolchain};
 
 /// How to test.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,8 @@ pub(crate) struct Args {
     /// Run only the migrations between virtual machines, and their faults.
     #[arg(long, conflicts_with = "unprivileged")]
     vm: bool,
+    #[command(flatten)]
+    matrix: matrix::Kernels,
 }
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
@@ -57,6 +59,9 @@ const BETWEEN_HOSTS: &[Step] = &[
 /// At the first step that fails; and without root, when the tests that need
 /// it were asked for: what did not run has not passed.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    if args.matrix.any() {
+        return matrix::run(workspace, &args.matrix);
+    }
     let (first, privileged): (&[Step], &[Step]) = if args.vm {
         (BETWEEN_HOSTS, &[])
     } else if args.unprivileged || !packages::is_root() {
