@@ -286,7 +286,7 @@ fn rows(subject: &Subject, report: &Report, digest: &str) -> Result<Vec<Row>> {
             source: source.name.clone(),
             chosen: source.name == subject.expectation.auto.to_string(),
             status: source.status.clone(),
-            detail: source.detail.clone(),
+            detail: source.lines().join("<br>"),
             cases: cases(&source.name),
             tested: format!("{}, {}", date.trim(), &digest[..8]),
         })

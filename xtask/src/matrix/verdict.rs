@@ -23,6 +23,32 @@ pub(crate) struct CheckedSource {
     pub(crate) name: String,
     pub(crate) status: String,
     pub(crate) detail: String,
+    /// Of a source that has hooks to choose from.
+    #[serde(default)]
+    sees: Vec<Seen>,
+}
+
+/// What sees one kind of access.
+#[derive(Debug, Clone, Deserialize)]
+struct Seen {
+    what: String,
+    hooks: Vec<String>,
+    how: String,
+}
+
+impl CheckedSource {
+    /// What sees what, a line for each kind of access; of a source without
+    /// hooks, or one that can't be used, what there is to say.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        if self.sees.is_empty() {
+            return vec![self.detail.clone()];
+        }
+        let line = |seen: &Seen| match seen.hooks.as_slice() {
+            [] => format!("{}: {}", seen.what, seen.how),
+            hooks => format!("{}: {} ({})", seen.what, seen.how, hooks.join(", ")),
+        };
+        self.sees.iter().map(line).collect()
+    }
 }
 
 /// What must come out of a guest.
@@ -254,6 +280,21 @@ mod tests {
                 "{told}: {problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn hooks_are_told_kind_by_kind() {
+        let source = |sees: &str| -> CheckedSource {
+            let text = format!(r#"{{"name":"ebpf","status":"usable","detail":"all"{sees}}}"#);
+            serde_json::from_str(&text).expect("what check says of a source")
+        };
+        assert_eq!(source("").lines(), ["all"]);
+        let sees = r#","sees":[{"what":"reads","how":"exact","hooks":["a","b"],"refused":[]},
+            {"what":"writes","how":"not seen","hooks":[]}]"#;
+        assert_eq!(
+            source(sees).lines(),
+            ["reads: exact (a, b)", "writes: not seen"]
+        );
     }
 
     #[test]
