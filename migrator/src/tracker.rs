@@ -47,6 +47,8 @@ pub struct Tracker {
     sampled_at: Option<Instant>,
     /// When the processes' open and mapped files were looked at.
     looked_at: Option<Instant>,
+    /// How many pages of files each process had mapped then.
+    mapped: HashMap<i32, u64>,
     /// When the access map was emptied.
     drained_at: Instant,
 }
@@ -106,9 +108,10 @@ impl Tracker {
             unsampled: BTreeMap::new(),
             sampled_at: None,
             looked_at: None,
+            mapped: HashMap::new(),
             drained_at: Instant::now(),
         };
-        tracker.look_at_processes(true);
+        tracker.look_at_processes();
         Ok((tracker, chosen))
     }
 
@@ -192,7 +195,7 @@ impl Tracker {
             Source::Ebpf(_) => {
                 self.collect()?;
                 self.heat.next_epoch();
-                self.look_at_processes(false);
+                self.look_at_processes();
                 Ok(())
             }
             Source::Lru(_) => self.sample(),
@@ -207,7 +210,7 @@ impl Tracker {
         let mut snapshot = match &self.source {
             Source::Ebpf(_) => {
                 if self.looked_at.is_none_or(|at| at.elapsed() >= JUST_NOW) {
-                    self.look_at_processes(false);
+                    self.look_at_processes();
                 }
                 self.collect()?;
                 self.observed(min_heat)
@@ -225,15 +228,23 @@ impl Tracker {
         Ok(snapshot)
     }
 
-    /// Marks what is mapped and has caused no access to be seen. From the
-    /// beginning that may be anything; later only folios of which one fault
-    /// maps all 2 MiB, so that most page tables need not be read again.
-    fn mark_mapped(&mut self, processes: &[i32], from_the_beginning: bool) {
+    /// Marks what is mapped and has caused no access to be seen: from the
+    /// beginning that may be anything, later large folios, of which one fault
+    /// maps all. Page tables where nothing was mapped are not read again.
+    fn mark_mapped(&mut self, processes: &[i32]) {
         // Gathered first: what many processes map is used once so far.
         let mut found: BTreeMap<(FileId, u32), ChunkBits> = BTreeMap::new();
+        let before = std::mem::take(&mut self.mapped);
         for process in processes {
             let directory = Path::new(PROC).join(process.to_string());
-            if !from_the_beginning && !mapped::has_huge_folios(&directory).unwrap_or(false) {
+            // A process that is gone by now has nothing mapped.
+            let Ok(count) = mapped::count(&directory) else {
+                continue;
+            };
+            self.mapped.insert(*process, count);
+            if before.get(process) == Some(&count)
+                && !mapped::has_huge_folios(&directory).unwrap_or(false)
+            {
                 continue;
             }
             // A process that is gone by now has nothing mapped.
@@ -334,7 +345,7 @@ impl Tracker {
 
     /// Finds processes that joined, and remembers what all of them have open
     /// and mapped.
-    fn look_at_processes(&mut self, from_the_beginning: bool) {
+    fn look_at_processes(&mut self) {
         if let Source::Ebpf(source) = &self.source {
             // A target that is gone is `is_alive`'s to tell.
             let _ = source.refresh();
@@ -347,7 +358,7 @@ impl Tracker {
         }
         self.resolver.observe(processes.iter().copied());
         if matches!(self.source, Source::Ebpf(_)) {
-            self.mark_mapped(&processes, from_the_beginning);
+            self.mark_mapped(&processes);
             self.looked_at = Some(Instant::now());
         }
     }

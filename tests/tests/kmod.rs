@@ -463,7 +463,7 @@ fn tmpfs_is_page_cache_too() {
     assert_eq!(pages, (0..50).collect::<Vec<_>>());
 }
 
-/// Where there is one: the first mount of NFS on this system.
+/// On the first mount of NFS on this system.
 #[test]
 #[ignore = "needs MIGRATOR_KMOD and a kernel that loads it"]
 fn on_nfs_it_is_the_same() {
@@ -475,10 +475,7 @@ fn on_nfs_it_is_the_same() {
         let place = fields.next()?;
         matches!(fields.next()?, "nfs" | "nfs4").then_some(place)
     });
-    let Some(place) = place else {
-        println!("nothing of NFS is mounted here");
-        return;
-    };
+    let place = place.expect("nothing of NFS is mounted here: cargo xtask test --kernels does");
     let directory = tempfile::tempdir_in(place).expect("a directory on NFS");
     let path = directory.path().join("file");
     fs::write(&path, vec![7; 200 * PAGE_SIZE]).expect("a file");
@@ -565,11 +562,11 @@ fn it_answers_only_who_may_administer_the_system() {
 fn under_mglru_reads_are_told_from_those_again() {
     require_root();
     let lru = match LruGen::switch(true) {
-        Ok(lru) => lru,
+        Ok(lru) => Some(lru),
+        // Before Linux 6.1 there is none, and the same is told by the lists.
         Err(error) => {
             assert!(!Path::new("/sys/kernel/mm/lru_gen").exists(), "{error}");
-            println!("this kernel has no multi-generational LRU");
-            return;
+            None
         }
     };
     let loaded = Loaded::new();
@@ -593,11 +590,14 @@ fn under_mglru_reads_are_told_from_those_again() {
     .expect("advice");
     let found = look(&module, &file, 1000);
     assert_eq!(found.get(&10), Some(&REFERENCED));
-    assert_eq!(found.get(&20), Some(&BOTH));
+    let again = if lru.is_some() { BOTH } else { ACTIVE };
+    assert_eq!(found.get(&20), Some(&again));
     assert_eq!(found.get(&30), Some(&BOTH));
     assert!(found.len() > 3, "nothing was read ahead");
     let used = |pages: &BTreeMap<u64, PageState>| -> Vec<u64> {
-        let used = pages.iter().filter(|(_, state)| state.referenced);
+        let used = pages
+            .iter()
+            .filter(|(_, state)| state.referenced || state.active);
         used.map(|(page, _)| *page).collect()
     };
     assert_eq!(used(&found), [10, 20, 30]);

@@ -7,6 +7,8 @@ mod build;
 mod command;
 mod demo;
 mod headers;
+mod marked;
+mod matrix;
 mod module;
 mod packages;
 mod suite;
@@ -58,5 +60,16 @@ pub fn main() -> ExitCode {
             eprintln!("cargo xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }
