@@ -85,7 +85,8 @@ fn check_tenth(scratch: &Scratch, place: &str) {
     let pages = scaled(65_536);
     let path = scratch.file("tenth", pages);
     let mut random = Random::new(8);
-    for source in usable(&check()) {
+    let check = check();
+    for source in usable(&check) {
         evict(&path);
         let used = random.set(pages as usize / 10, pages);
         let mut reader = Reader::start(env!("CARGO_BIN_EXE_reader"));
@@ -98,7 +99,14 @@ fn check_tenth(scratch: &Scratch, place: &str) {
         let tracked = track.finish();
         tracked.assert_nothing_lost();
         let score = Score::new(&tracked.pages(&path), &used);
-        score.assert_complete(&format!("{source}, {place}: a random tenth"));
+        let what = format!("{source}, {place}: a random tenth");
+        if source != "ebpf" && check["mglru"] == true {
+            // The multi-generational LRU takes marks away as pages age.
+            println!("{what}: {score}");
+            assert!(score.recall() >= 0.95, "{what}: {score}");
+        } else {
+            score.assert_complete(&what);
+        }
         // The first read of a file is at its beginning, as far as the kernel
         // can tell, and brings a few pages more, perhaps in one folio.
         assert!(score.precision() >= 0.99, "{source}, {place}: {score}");
