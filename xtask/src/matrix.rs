@@ -25,6 +25,9 @@ use plan::Step;
 use report::Report;
 use verdict::Demand;
 
+/// The kernels of Debian's releases, and the newest that it has.
+const STANDARD: &[&str] = &["5.10", "6.1", "6.12", "newest"];
+
 /// Which kernels, and what of them.
 #[derive(Debug, Default, Clone, clap::Args)]
 pub(crate) struct Kernels {
@@ -54,6 +57,14 @@ impl Kernels {
     /// Whether any kernel is named.
     pub(crate) fn any(&self) -> bool {
         !self.kernels.is_empty() || self.kernel_image.is_some()
+    }
+
+    /// Those on which everything must pass that is to be merged.
+    pub(crate) fn standard() -> Self {
+        Self {
+            kernels: STANDARD.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
     }
 }
 

@@ -37,6 +37,9 @@ const UNPRIVILEGED: &[Step] = &[
 const PRIVILEGED: &[Step] = &[
     ("packages for the tests", |_| packages::install_for_tests()),
     ("tests on the running kernel", kernel_tests),
+    ("tests on other kernels", |workspace| {
+        matrix::run(workspace, &matrix::Kernels::standard())
+    }),
     ("migrations between hosts", |workspace| {
         host_tests(workspace, "live")
     }),
