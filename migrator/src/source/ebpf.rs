@@ -419,7 +419,15 @@ fn failure(doing: &str, error: &(dyn Error + 'static)) -> Refusal {
         match error.downcast_ref() {
             Some(ProgramError::LoadError { verifier_log, .. }) => {
                 if let Some(reason) = reason(&verifier_log.to_string()) {
-                    return Refusal::Failed(format!("{text}: the verifier says: {reason}"));
+                    let text = format!("{text}: the verifier says: {reason}");
+                    // Every kernel that has the hooks has these helpers too,
+                    // unless kernel_lockdown(7) takes them away.
+                    return match reason.contains("cannot use helper")
+                        || reason.contains("unknown func")
+                    {
+                        true => Refusal::NotPermitted(text),
+                        false => Refusal::Failed(text),
+                    };
                 }
             }
             _ => text = format!("{text}: {}", first_line(&error.to_string())),
