@@ -64,6 +64,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Pages that were forgotten because too many were used.
     pub forgotten: u64,
+    /// Uses by anybody that the kernel did not show to the programs.
+    pub skipped: u64,
 }
 
 impl Snapshot {
@@ -76,6 +78,7 @@ impl Snapshot {
             left_out: BTreeMap::new(),
             counters: Counters::default(),
             forgotten,
+            skipped: 0,
         }
     }
 }
@@ -268,6 +271,7 @@ impl Tracker {
         let mut snapshot = Snapshot::new(self.heat.forgotten());
         if let Source::Ebpf(source) = &self.source {
             snapshot.counters = source.counters();
+            snapshot.skipped = source.skipped();
             if snapshot.counters.events_lost > 0 {
                 for key in source.files_seen() {
                     let file = FileId {

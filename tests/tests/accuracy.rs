@@ -35,6 +35,26 @@ fn track(scratch: &Scratch, steps: &[Step]) -> Tracked {
     tracked
 }
 
+/// Whether this kernel tells of every read: the tracepoint, on which hosts that
+/// permit no other hook depend, does not (docs/accuracy.md).
+fn every_read_is_seen() -> bool {
+    let output = Command::new(migrator_tests::binary())
+        .args(["check", "--json"])
+        .output()
+        .expect("migrator");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let sources = report["sources"].as_array().expect("sources");
+    let ebpf = sources.iter().find(|it| it["name"] == "ebpf");
+    let sees = ebpf.expect("the source ebpf")["sees"].as_array();
+    let reads = sees
+        .expect("what it sees")
+        .iter()
+        .find(|it| it["what"] == "reads");
+    let hooks = reads.expect("reads")["hooks"].to_string();
+    println!("reads are seen by {hooks}");
+    !hooks.contains("tracepoint")
+}
+
 fn all(pages: u64) -> BTreeSet<u64> {
     (0..pages).collect()
 }
@@ -105,7 +125,7 @@ fn the_list_has_what_the_target_used_and_not_what_others_did() {
     }
 }
 
-/// The kernel does not tell of the cached beginning of a read when the last
+/// The tracepoint does not tell of the cached beginning of a read when the last
 /// folio of its batch is still on its way from the disk (docs/accuracy.md).
 #[test]
 fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
@@ -129,6 +149,7 @@ fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
         length: 64 << 10,
         offsets: random.shuffled(offsets.iter().map(|at| at * (64 << 10))),
     };
+    let exact = every_read_is_seen();
     for (name, again) in [("one pass", false), ("two passes", true)] {
         evict(&path);
         let warm = File::open(&path).expect("the file");
@@ -149,7 +170,7 @@ fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
         let score = Score::new(&track(&scratch, &steps).pages(&path), &used);
         println!("partly cached, {name}: {score}");
         assert!(score.extra.is_empty());
-        assert!(!again || score.missing.is_empty());
+        assert!(!(again || exact) || score.missing.is_empty());
         // How much is lost depends on the disk: 3 to 14 % on a fast one, 28 % on
         // one that is emulated.
         assert!(score.recall() > 0.5);
@@ -233,6 +254,7 @@ fn every_way_to_read_is_seen() {
             &whole,
         ),
     ];
+    let exact = every_read_is_seen();
     for cache in Cache::BOTH {
         for (name, step, used) in &ways {
             cache.prepare(&path);
@@ -240,7 +262,7 @@ fn every_way_to_read_is_seen() {
             let tracked = track(&scratch, std::slice::from_ref(step));
             let score = Score::new(&tracked.pages(&path), used);
             assert!(score.extra.is_empty(), "{what}: {score}");
-            if cache == Cache::Cold && !AT_MOST_ONE_NEW_PAGE.contains(name) {
+            if cache == Cache::Cold && !exact && !AT_MOST_ONE_NEW_PAGE.contains(name) {
                 println!("{what}: {score}");
                 assert!(score.missing.len() <= 32.max(used.len() / 100));
             } else {
