@@ -482,7 +482,8 @@ fn on_nfs_it_is_the_same() {
     evict(&path);
     stay_on(processors()[0]);
     let file = open_random(&path);
-    for pages in [&[10, 20, 30][..], &[20, 30], &[30]] {
+    // No page twice in a row: before Linux 5.11 that counts as one read.
+    for pages in [&[30, 20, 10][..], &[30, 20], &[30]] {
         pages.iter().for_each(|page| read_page(&file, *page));
         module.drain().expect("drained");
     }
@@ -575,7 +576,7 @@ fn under_mglru_reads_are_told_from_those_again() {
     let path = scratch.file("file", 1000);
     evict(&path);
     let file = open_random(&path);
-    for pages in [&[10, 20, 30][..], &[20, 30], &[30]] {
+    for pages in [&[30, 20, 10][..], &[30, 20], &[30]] {
         pages.iter().for_each(|page| read_page(&file, *page));
         module.drain().expect("drained");
     }
