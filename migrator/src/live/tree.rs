@@ -160,6 +160,8 @@ pub fn taken(pids: &[i32]) -> Option<(i32, String)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn me() -> Process {
@@ -171,18 +173,16 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let log = work.path().join("restore.log");
         let mut left = std::process::Command::new("sh")
-            .args(["-c", "read line", "criu"])
+            .args(["-c", "echo; read line", "criu"])
             .arg(&log)
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let process = Process::of(left.id() as i32).unwrap();
-        // The child is ourselves until it has executed its program.
-        while fs::read(process.directory().join("cmdline")).unwrap()
-            == fs::read(me().directory().join("cmdline")).unwrap()
-        {
-            std::thread::yield_now();
-        }
+        // Once it speaks, it has executed its program.
+        let said = left.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+        assert_eq!(said, 1);
         let pids = [me().pid, process.pid];
         assert_eq!(half_made(&pids, me(), work.path()), [process]);
         let later = Process {
