@@ -111,6 +111,8 @@ fn read_otherwise(path: &Path) -> BTreeMap<u64, PageState> {
     .expect("a mapping");
     // SAFETY: advice on our own mapping.
     unsafe { madvise(start, bytes, MmapAdvise::MADV_RANDOM) }.expect("advice");
+    // SAFETY: as above. Else khugepaged may read in what is not resident.
+    unsafe { madvise(start, bytes, MmapAdvise::MADV_NOHUGEPAGE) }.expect("advice");
     let pages = bytes / PAGE;
     let mut resident = vec![0_u8; pages];
     // SAFETY: our own mapping, and a byte for each of its pages.
@@ -149,6 +151,39 @@ fn read_otherwise(path: &Path) -> BTreeMap<u64, PageState> {
     // SAFETY: our own mapping, to which nothing refers any more.
     unsafe { munmap(start, bytes) }.expect("unmapped");
     states
+}
+
+/// khugepaged looks at all mappings again and again while this lives, instead
+/// of at some of them every ten seconds: what it makes of ours shows then.
+struct KhugepagedAwake {
+    settings: Vec<(PathBuf, String)>,
+}
+
+impl KhugepagedAwake {
+    fn new() -> Self {
+        let directory = Path::new("/sys/kernel/mm/transparent_hugepage/khugepaged");
+        let awake = [("scan_sleep_millisecs", "10"), ("pages_to_scan", "65536")];
+        let mut settings = Vec::new();
+        for (name, value) in awake {
+            let path = directory.join(name);
+            // A kernel without huge pages has nothing to be woken.
+            if let Ok(before) = fs::read_to_string(&path) {
+                fs::write(&path, value).expect("a setting of khugepaged");
+                settings.push((path, before));
+            }
+        }
+        Self { settings }
+    }
+}
+
+impl Drop for KhugepagedAwake {
+    fn drop(&mut self) {
+        for (path, before) in &self.settings {
+            if let Err(error) = fs::write(path, before) {
+                eprintln!("{}: not put back: {error}", path.display());
+            }
+        }
+    }
 }
 
 /// A process that has a file open as its standard input.
@@ -224,6 +259,7 @@ fn flags_agree_with_another_reading_and_stay_as_they_are() {
         read_page(&single, (random(&mut seed) % 65_536) as usize);
     }
 
+    let _awake = KhugepagedAwake::new();
     drain_batches();
     let before = fincore(&path);
     assert!(

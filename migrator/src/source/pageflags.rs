@@ -6,7 +6,9 @@
 //! finds them:
 //! - Residency: only pages that mincore(2) calls resident are touched, under
 //!   `MADV_RANDOM`, which switches readahead off for faults. A page that is
-//!   evicted in between is read again, alone.
+//!   evicted in between is read again, alone. `MADV_NOHUGEPAGE` keeps
+//!   khugepaged away: on newer kernels (seen with 7.3) it takes a mapping of
+//!   which a few pages are resident as a reason to read in the huge page.
 //! - Flags: a fault marks nothing, but unmapping a page that was touched
 //!   counts as an access, unless the mapping is one of sequential or (since
 //!   Linux 6.3, `vma_has_recency`) random access. So it is made sequential
@@ -371,7 +373,11 @@ impl Window {
             page_size,
         };
         window.advise(MmapAdvise::MADV_RANDOM)?;
-        Ok(window)
+        match window.advise(MmapAdvise::MADV_NOHUGEPAGE) {
+            // A kernel without huge pages does not know the advice.
+            Ok(()) | Err(Errno::EINVAL) => Ok(window),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn address(&self) -> u64 {
