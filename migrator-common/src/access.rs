@@ -5,6 +5,10 @@
 //! [`ChunkBits`] says which of its pages were used. Both arrays exist twice
 //! ("sides"): the programs write to one while userspace empties the other, so
 //! that no access is lost or counted for another file.
+//!
+//! The CPUs share the map by atomic operations. A kernel that has none for
+//! programs (before 5.12) has one map per CPU instead, one after the other:
+//! programs of one CPU don't interrupt each other.
 
 /// Pages in a chunk: 2 MiB of 4 KiB pages, so that the keys of a large file
 /// stay in the CPU's cache while its pages are read at random.
@@ -129,6 +133,9 @@ pub struct ProcessPage {
 }
 
 /// Which side of the access map is written, and how full each is.
+///
+/// Where each CPU has a map of its own, each has an entry of this; the first
+/// one's `written` holds for all.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sides {

@@ -1,7 +1,10 @@
 //! Marks pages in the access map.
 
+use core::arch::asm;
+
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use migrator_common::access::{
-    CHUNK_PAGES, CHUNK_WORDS, CURSORS, ChunkKey, Cursor, PROBES, Sides, WordBits,
+    CHUNK_PAGES, CHUNK_WORDS, CURSORS, ChunkKey, Cursor, PROBES, WordBits,
 };
 use migrator_common::event::{Counters, Event, FileKey, HALF_FULL, NEW_FILE};
 
@@ -11,19 +14,33 @@ use crate::filter::Task;
 use crate::inode::Inode;
 use crate::maps::{CHUNK_BITS, CHUNK_KEYS, COUNTERS, CURSOR_TABLE, EVENTS, FILES, SIDES};
 
-/// Chunks that one report of a read can mark. It is for at most one batch of 31
-/// folios of 512 pages each before the next report comes, which is 31 chunks
-/// and one more for a start in the middle of a chunk.
-/// The longest of the others is a folio of 2^11 pages
-/// (EXT4_MAX_PAGECACHE_ORDER).
-const BATCH: u32 = 32;
+/// Chunks that [`mark_batch`] marks.
+const BATCH: u32 = 31;
 
-/// When a page that is already marked counts as used again.
+/// Chunks that one report of [`Again::Batch`] and of all others but
+/// [`Again::Request`] can mark. A batch has at most 31 folios of 512 pages
+/// before the next report comes, which is 31 chunks and one more for a start
+/// in the middle of a chunk. The longest of the others is a folio of 2^11 pages
+/// (EXT4_MAX_PAGECACHE_ORDER).
+const REPORT: u64 = 1 + BATCH as u64;
+
+/// Calls of [`mark_batch`] that the longest request takes after its first
+/// chunk: 2 GiB (MAX_RW_COUNT) are 1025 chunks.
+const REQUEST_BATCHES: u32 = 34;
+
+/// When a page that is already marked counts as used again, and what the
+/// report is of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
-    /// In another request than the thread's latest one of this file.
+    /// In another request than the thread's latest one of this file; the report
+    /// is of what a request has used.
     Request,
-    /// As for a request; it may make the file grow.
+    /// As for a request, which is reported once for each batch of folios: all
+    /// that is left of it.
+    Batch,
+    /// As for a batch, but the kernel does not report each.
+    LossyBatch,
+    /// As for a batch; it may make the file grow.
     Write,
     /// Always: a page that is mapped already causes no report.
     Mapping,
@@ -61,7 +78,9 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
         // write it at the same time; the worst is a page counted twice.
         let cursor: &mut Cursor = unsafe { &mut *cursor };
         if cursor.owner == owner {
-            if cursor.last == last && index > cursor.index {
+            if kind == Again::Request {
+                quiet = index == cursor.last;
+            } else if cursor.last == last && index > cursor.index {
                 first = index.max(cursor.marked);
                 // SAFETY: as above.
                 unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
@@ -71,7 +90,7 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
                 // read ends just one buffer behind the one before, it also
                 // began where that one ended.
                 let buffer_end = (cursor.last + cursor.length).min(pages.wrapping_sub(1));
-                if kind == Again::Request && last == buffer_end {
+                if kind == Again::LossyBatch && last == buffer_end {
                     // SAFETY: as above. The read is volatile to come after the
                     // comparison: LLVM would make `first` a minimum, whose
                     // branch no CPU can foresee when reads are random.
@@ -89,71 +108,96 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
         cursor.owner = owner;
         cursor.index = index;
         cursor.last = last;
-        cursor.marked =
-            last.min(first / CHUNK_PAGES * CHUNK_PAGES + u64::from(BATCH) * CHUNK_PAGES - 1) + 1;
+        cursor.marked = last.min(first / CHUNK_PAGES * CHUNK_PAGES + REPORT * CHUNK_PAGES - 1) + 1;
         if first > last {
             return;
         }
     }
-    let rest = mark(inode, first, last, quiet, task, counters);
-    if kind == Again::Mapping {
-        // SAFETY: as above. Of a request the next report tells what is lost.
+    let batches = if kind == Again::Request {
+        REQUEST_BATCHES
+    } else {
+        1
+    };
+    let rest = mark(inode, first, last, quiet, batches, task, counters);
+    if let Again::Request | Again::Mapping = kind {
+        // SAFETY: as above. Of the others the next report tells what is lost.
         unsafe { (*counters).pages_lost += rest };
     }
 }
 
-/// What [`mark_chunk`] tells, as bits.
+/// What [`mark_chunk`] and [`mark_batch`] tell: bits, and above them a number.
 mod told {
-    /// The chunk found no place in the access map.
-    pub(super) const LOST: u64 = 1;
-    /// The chunk is new on the written side.
-    pub(super) const NEW: u64 = 2;
-    /// With this chunk the side is half full.
-    pub(super) const HALF_FULL: u64 = 4;
+    /// A chunk is new on the written side.
+    pub(super) const NEW: u64 = 1;
+    /// With a chunk the side is half full.
+    pub(super) const HALF_FULL: u64 = 2;
+    /// One chunk that found no place in the access map.
+    pub(super) const LOST: u64 = 4;
+
+    /// Both.
+    #[inline(always)]
+    pub(super) fn both(one: u64, other: u64) -> u64 {
+        let bits = NEW | HALF_FULL;
+        ((one & !bits) + (other & !bits)) | ((one | other) & bits)
+    }
 }
 
-/// Marks `first..=last`, or as much of it as one report can, and gives how many
-/// pages are left. `quiet`: the first page is not used again, only still.
+/// Marks `first..=last`, or as much of it as so many batches can, and gives how
+/// many pages are left. `quiet`: the first page is not used again, only still.
 #[inline(always)]
 fn mark(
     inode: &Inode,
     first: u64,
     last: u64,
     quiet: bool,
+    batches: u32,
     task: Task,
     counters: *mut Counters,
 ) -> u64 {
-    let mut start = first;
-    let mut said = 0;
-    for round in 0..BATCH {
-        let chunk = start / CHUNK_PAGES;
-        let end = last.min(chunk * CHUNK_PAGES + CHUNK_PAGES - 1);
-        let key = ChunkKey::new(inode.number, inode.device, chunk as u32);
-        // Most reads end in the chunk where they begin: they go without a call.
-        let told = match round {
-            0 => mark_chunk(key, start, end, u64::from(quiet)),
-            _ => mark_next_chunk(key.inode, key.place, start, end),
-        };
-        // SAFETY: this CPU's entry of the map.
-        unsafe { (*counters).chunks_lost += told & told::LOST };
-        said |= told;
-        start = end + 1;
+    // Most reads end in the chunk where they begin: they go without a call.
+    let end = last.min(first / CHUNK_PAGES * CHUNK_PAGES + CHUNK_PAGES - 1);
+    let key = ChunkKey::new(inode.number, inode.device, (first / CHUNK_PAGES) as u32);
+    let mut said = mark_chunk(key, first, end, u64::from(quiet));
+    let mut start = end + 1;
+    for _ in 0..batches {
         if start > last {
             break;
         }
+        said = told::both(said, mark_batch(inode.number, inode.device, start, last));
+        start += u64::from(BATCH) * CHUNK_PAGES;
     }
+    // SAFETY: this CPU's entry of the map.
+    unsafe { (*counters).chunks_lost += said / told::LOST };
     if said & (told::NEW | told::HALF_FULL) != 0 {
         announce(inode, said, task, counters);
     }
     (last + 1).saturating_sub(start)
 }
 
-/// [`mark_chunk`] for every chunk but the first.
+/// Marks the pages `first..=last` of a file, or of so many as are in
+/// [`BATCH`] chunks. `first` is the first of its chunk.
 ///
 /// A global function: the verifier looks at it once and by itself, whatever
-/// its arguments, and then believes it at each call. Inlined into the loop
-/// over chunks, it would be followed anew in every round, which some kernels
-/// give up.
+/// its arguments, and then believes it at each call. Inlined, it would be
+/// followed anew in every round of the loops, which some kernels give up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mark_batch(inode: u64, device: u32, first: u64, last: u64) -> u64 {
+    let (mut start, mut said) = (first, 0);
+    for _ in 0..BATCH {
+        if start > last {
+            break;
+        }
+        let chunk = start / CHUNK_PAGES;
+        let end = last.min(chunk * CHUNK_PAGES + CHUNK_PAGES - 1);
+        let key = ChunkKey::new(inode, device, chunk as u32);
+        said = told::both(said, mark_next_chunk(key.inode, key.place, start, end));
+        start = end + 1;
+    }
+    said
+}
+
+/// [`mark_chunk`] for every chunk but the first; global as [`mark_batch`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn mark_next_chunk(inode: u64, place: u64, first: u64, last: u64) -> u64 {
@@ -174,8 +218,15 @@ fn mark_chunk(key: ChunkKey, first: u64, last: u64, quiet: u64) -> u64 {
     let (mut word, last_word) = (first % CHUNK_PAGES / 64, last % CHUNK_PAGES / 64);
     let mut mask = u64::MAX << (first % 64);
     let mut still = quiet << (first % 64);
-    // SAFETY: below the number of words in the map's value.
-    let at = |word: u64| unsafe { bits.cast::<WordBits>().add(word as usize % CHUNK_WORDS) };
+    let at = |word: u64| {
+        // SAFETY: below the number of words in the map's value. The compiler
+        // must not know how large it is: it would leave out the remainder,
+        // which tells the verifier.
+        unsafe {
+            bits.cast::<WordBits>()
+                .add(hidden(word) as usize % CHUNK_WORDS)
+        }
+    };
     for _ in 1..CHUNK_WORDS {
         if word >= last_word {
             break;
@@ -187,6 +238,15 @@ fn mark_chunk(key: ChunkKey, first: u64, last: u64, quiet: u64) -> u64 {
     }
     mark_word(at(word), mask & u64::MAX >> (63 - last % 64), still);
     told
+}
+
+/// The same number, of which the compiler knows nothing.
+#[inline(always)]
+fn hidden(mut number: u64) -> u64 {
+    // An instruction, because the kernel wants one for each line of source.
+    // SAFETY: a register becomes what it is.
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack, preserves_flags)) };
+    number
 }
 
 /// Marks the pages in `mask`; those in `still` never count as used again.
@@ -220,7 +280,13 @@ fn find(key: ChunkKey) -> Option<(u32, u64)> {
     // SAFETY: an entry of the map.
     let side = unsafe { core::ptr::read_volatile(&raw const (*sides).written) } as u32 & 1;
     let mask = config(|c| &c.chunk_mask);
-    let base = side * (mask + 1);
+    let map = if atomic::alone() {
+        // SAFETY: a helper without side effects.
+        unsafe { bpf_get_smp_processor_id() }
+    } else {
+        0
+    };
+    let base = (2 * map + side) * (mask + 1);
     let (mut slot, distance) = key.slots();
     for _ in 0..PROBES {
         let entry = base + (slot & mask);
@@ -238,7 +304,7 @@ fn find(key: ChunkKey) -> Option<(u32, u64)> {
                     return Some((entry, 0));
                 }
                 if place_now == 0 && atomic::claim(place, key.place) == key.place {
-                    return Some((entry, told::NEW | count(sides, side)));
+                    return Some((entry, told::NEW | count(map, side)));
                 }
             }
         }
@@ -247,9 +313,12 @@ fn find(key: ChunkKey) -> Option<(u32, u64)> {
     None
 }
 
-/// Counts an entry that was just taken.
+/// Counts an entry that was just taken in this access map.
 #[inline(always)]
-fn count(sides: *mut Sides, side: u32) -> u64 {
+fn count(map: u32, side: u32) -> u64 {
+    let Some(sides) = SIDES.get_ptr_mut(map) else {
+        return 0;
+    };
     // SAFETY: an entry of the map; `side` is 0 or 1.
     let taken = unsafe {
         atomic::increment(

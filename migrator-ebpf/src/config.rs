@@ -5,14 +5,13 @@ use migrator_common::config::{Config, Offsets};
 /// Set by userspace in the object's read-only data before it is loaded.
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config {
-    cgroup_id: 0,
     exact_writes_magic: 0,
     filter: 0,
-    cgroup_level: 0,
     own_process: 0,
     chunk_mask: 0,
     folio_head_bit: 0,
     page_shift: 12,
+    per_cpu: 0,
     offsets: Offsets {
         mapping_host: 0,
         inode_ino: 0,
@@ -21,6 +20,13 @@ static CONFIG: Config = Config {
         inode_generation: 0,
         sb_dev: 0,
         sb_magic: 0,
+        kiocb_filp: 0,
+        kiocb_pos: 0,
+        file_mapping: 0,
+        fault_vma: 0,
+        fault_pgoff: 0,
+        vma_file: 0,
+        page_index: 0,
         folio_index: 0,
         folio_flags: 0,
         folio_pages: 0,

@@ -1,12 +1,11 @@
 //! Whose accesses count.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use migrator_common::access::PROCESS_PAGE;
 use migrator_common::config::{FILTER_CGROUP, FILTER_PROCESSES};
 
 use crate::config::config;
-use crate::maps::PROCESSES;
+use crate::maps::{CGROUPS, PROCESSES};
 
 /// A task, as `bpf_get_current_pid_tgid` names it: its process id in the upper
 /// half, its thread id in the lower.
@@ -28,11 +27,8 @@ pub(crate) fn observed() -> Option<Task> {
     let task = Task(bpf_get_current_pid_tgid());
     let wanted = match config(|c| &c.filter) {
         FILTER_CGROUP => {
-            // SAFETY: a helper without side effects; it gives 0, which is no
-            // cgroup's id, where the task is not that deep in the hierarchy.
-            let id =
-                unsafe { bpf_get_current_ancestor_cgroup_id(config(|c| &c.cgroup_level) as i32) };
-            id == config(|c| &c.cgroup_id) && task.process() != config(|c| &c.own_process)
+            CGROUPS.current_task_under_cgroup(0) == Ok(true)
+                && task.process() != config(|c| &c.own_process)
         }
         FILTER_PROCESSES => is_observed(task.process()),
         _ => task.process() != config(|c| &c.own_process),

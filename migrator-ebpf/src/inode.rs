@@ -27,6 +27,13 @@ pub(crate) struct Inode {
 }
 
 impl Inode {
+    /// The inode of a `struct file *`'s pages. (Not `f_inode`, which of a file
+    /// on overlayfs is another.)
+    #[inline(always)]
+    pub(crate) fn of_file(file: *const u8) -> Option<Self> {
+        Self::of_mapping(member(file, config(|c| &c.offsets.file_mapping)))
+    }
+
     /// The inode of an `address_space`.
     #[inline(always)]
     pub(crate) fn of_mapping(mapping: *const u8) -> Option<Self> {
@@ -74,6 +81,27 @@ impl Inode {
         let sb: *const u8 = member(self.base, config(|c| &c.offsets.inode_sb));
         member(sb, config(|c| &c.offsets.sb_magic))
     }
+}
+
+/// File and position of a `struct kiocb *`.
+#[inline(always)]
+pub(crate) fn position(kiocb: *const u8) -> Option<(Inode, u64)> {
+    let inode = Inode::of_file(member(kiocb, config(|c| &c.offsets.kiocb_filp)))?;
+    Some((inode, member(kiocb, config(|c| &c.offsets.kiocb_pos))))
+}
+
+/// File and page index of a `struct vm_fault *`.
+#[inline(always)]
+pub(crate) fn fault(vmf: *const u8) -> Option<(Inode, u64)> {
+    let vma: *const u8 = member(vmf, config(|c| &c.offsets.fault_vma));
+    let inode = Inode::of_file(member(vma, config(|c| &c.offsets.vma_file)))?;
+    Some((inode, member(vmf, config(|c| &c.offsets.fault_pgoff))))
+}
+
+/// Page index of a `struct page *` of before folios.
+#[inline(always)]
+pub(crate) fn page_index(page: *const u8) -> u64 {
+    member(page, config(|c| &c.offsets.page_index))
 }
 
 /// First page index and number of pages of a `struct folio *`.

@@ -30,9 +30,30 @@ pub enum BtfError {
 }
 
 const MAGIC: u16 = 0xeb9f;
+const KIND_INT: u32 = 1;
+const KIND_PTR: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
+
+/// What a function takes and gives, as far as programs make a difference: each
+/// is `NAME *` for a pointer to a struct, `*` for another pointer, `integer`,
+/// `void`, or `other`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prototype {
+    /// Its parameters, in order.
+    pub parameters: Vec<String>,
+    /// What it returns.
+    pub returns: String,
+}
 
 /// A type, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +73,7 @@ pub struct Btf {
     bytes: Vec<u8>,
     strings: usize,
     types: Vec<Type>,
-    /// Structs, unions and typedefs by name; the first of each.
+    /// Structs, unions, typedefs and functions by name; the first of each.
     named: HashMap<(u32, Vec<u8>), usize>,
     /// Enumerators by name.
     enumerators: HashMap<Vec<u8>, u32>,
@@ -113,22 +134,22 @@ impl Btf {
                 details: at + 12,
             };
             let (id, kind) = (btf.types.len(), entry.kind);
-            if let KIND_STRUCT | KIND_UNION | KIND_TYPEDEF = kind {
+            if let KIND_STRUCT | KIND_UNION | KIND_TYPEDEF | KIND_FUNC = kind {
                 let name = btf.string(name)?.to_vec();
                 btf.named.entry((kind, name)).or_insert(id);
             }
             at = entry.details
                 + match kind {
                     // INT, VAR, DECL_TAG
-                    1 | 14 | 17 => 4,
+                    KIND_INT | 14 | 17 => 4,
                     // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
-                    2 | 7..=12 | 16 | 18 => 0,
+                    KIND_PTR | 7..=KIND_FUNC | 16 | KIND_TYPE_TAG => 0,
                     // ARRAY
                     3 => 12,
                     // STRUCT, UNION, DATASEC, ENUM64
-                    KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * entry.count,
+                    KIND_STRUCT | KIND_UNION | 15 | KIND_ENUM64 => 12 * entry.count,
                     // ENUM
-                    6 => {
+                    KIND_ENUM => {
                         for at in (0..entry.count).map(|n| entry.details + 8 * n) {
                             let name = btf.string(u32_at(&btf.bytes, at)?)?.to_vec();
                             let value = u32_at(&btf.bytes, at + 4)?;
@@ -137,7 +158,7 @@ impl Btf {
                         8 * entry.count
                     }
                     // FUNC_PROTO
-                    13 => 8 * entry.count,
+                    KIND_FUNC_PROTO => 8 * entry.count,
                     _ => return Err(BtfError::Malformed("it has a kind of type unknown to us")),
                 };
             btf.types.push(entry);
@@ -163,22 +184,82 @@ impl Btf {
         self.enumerators.get(name.as_bytes()).copied()
     }
 
-    /// Whether a tracepoint can be attached to through its BTF type, and with
-    /// how many arguments.
-    pub fn tracepoint(&self, name: &str) -> Option<usize> {
-        let typedef = self
-            .named
-            .get(&(KIND_TYPEDEF, format!("btf_trace_{name}").into()))?;
-        // The typedef is of a pointer to a function, whose first argument is
+    /// What a tracepoint hands to programs that attach to it through its type.
+    pub fn tracepoint(&self, name: &str) -> Option<Prototype> {
+        let name = format!("btf_trace_{name}").into();
+        let typedef = *self.named.get(&(KIND_TYPEDEF, name))?;
+        // The typedef is of a pointer to a function, whose first parameter is
         // the tracepoint's private data.
-        let target = |id: usize| {
-            let entry = self.types.get(id)?;
-            u32_at(&self.bytes, entry.details - 4)
-                .ok()
-                .map(|id| id as usize)
+        let mut prototype = self.prototype(self.target(self.target(typedef)?)?)?;
+        (!prototype.parameters.is_empty()).then(|| prototype.parameters.remove(0))?;
+        Some(prototype)
+    }
+
+    /// What a function takes and gives, if programs can attach to it.
+    pub fn function(&self, name: &str) -> Option<Prototype> {
+        let function = *self.named.get(&(KIND_FUNC, name.into()))?;
+        self.prototype(self.target(function)?)
+    }
+
+    fn prototype(&self, id: usize) -> Option<Prototype> {
+        let entry = self.types.get(id)?;
+        if entry.kind != KIND_FUNC_PROTO {
+            return None;
+        }
+        let parameter = |n| {
+            let id = u32_at(&self.bytes, entry.details + 8 * n + 4).ok()?;
+            Some(self.describe(id as usize))
         };
-        let prototype = self.types.get(target(target(*typedef)?)?)?;
-        prototype.count.checked_sub(1)
+        Some(Prototype {
+            parameters: (0..entry.count).map(parameter).collect::<Option<_>>()?,
+            returns: self.describe(self.target(id)?),
+        })
+    }
+
+    /// A type, in the words of [`Prototype`].
+    fn describe(&self, id: usize) -> String {
+        let id = self.skip_modifiers(id);
+        let text = match self.types.get(id).map(|entry| entry.kind) {
+            Some(0) => "void",
+            Some(KIND_INT | KIND_ENUM | KIND_ENUM64) => "integer",
+            Some(KIND_PTR) => {
+                let to = self.target(id).map(|id| self.skip_modifiers(id));
+                let to = to.and_then(|id| self.types.get(id)).map(|to| {
+                    let is_struct = to.kind == KIND_STRUCT;
+                    let name = u32_at(&self.bytes, to.details.saturating_sub(12)).ok();
+                    name.filter(|_| is_struct)
+                        .and_then(|name| self.string(name).ok())
+                });
+                return match to.flatten() {
+                    Some(name) => format!("{} *", String::from_utf8_lossy(name)),
+                    None => "*".into(),
+                };
+            }
+            _ => "other",
+        };
+        text.into()
+    }
+
+    /// What a pointer, typedef, qualifier or function refers to, or what a
+    /// prototype returns.
+    fn target(&self, id: usize) -> Option<usize> {
+        let entry = self.types.get(id).filter(|entry| entry.kind != 0)?;
+        let id = u32_at(&self.bytes, entry.details - 4).ok()?;
+        Some(id as usize)
+    }
+
+    /// The type behind typedefs and qualifiers.
+    fn skip_modifiers(&self, mut id: usize) -> usize {
+        // More than any real type has: the types refer to themselves.
+        for _ in 0..16 {
+            match self.types.get(id).map(|entry| entry.kind) {
+                Some(KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG) => {
+                    id = self.target(id).unwrap_or(0)
+                }
+                _ => break,
+            }
+        }
+        id
     }
 
     fn offset_in(&self, id: usize, member: &[u8], depth: u32) -> Result<Option<u32>, BtfError> {
@@ -199,7 +280,7 @@ impl Btf {
                 return Ok(Some(bits / 8));
             }
             if name.is_empty() {
-                let id = u32_at(&self.bytes, at + 4)? as usize;
+                let id = self.skip_modifiers(u32_at(&self.bytes, at + 4)? as usize);
                 if let Some(inner) = self.offset_in(id, member, depth + 1)? {
                     return Ok(Some(bits / 8 + inner));
                 }
@@ -235,11 +316,11 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
 mod tests {
     use super::*;
 
-    /// `struct outer { long first; struct { int a; int b; }; }`, a typedef
-    /// `btf_trace_event` of a pointer to a function of two arguments, and
-    /// `enum { PG_head = 6 }`.
+    /// `struct outer { int first; const struct { int a; int b; }; }`, a typedef
+    /// `btf_trace_event` of `void (*)(void *, int, const struct outer *)`,
+    /// `enum { PG_head = 6 }`, and `int read(void *, int, const struct outer *)`.
     fn example() -> Vec<u8> {
-        let strings = b"\0outer\0first\0a\0b\0btf_trace_event\0PG_head\0";
+        let strings = b"\0outer\0first\0a\0b\0btf_trace_event\0PG_head\0read\0";
         let name = |text: &str| {
             let text = [&[0], text.as_bytes(), &[0]].concat();
             let at = strings
@@ -271,18 +352,18 @@ mod tests {
             1,
             0,
             0,
-            2,
+            8,
             64,
             // 4: function of a private pointer and two arguments
             0,
             13 << 24 | 3,
             0,
             0,
-            5,
+            11,
             0,
             1,
             0,
-            1,
+            10,
             // 5: pointer to 4
             0,
             2 << 24,
@@ -297,6 +378,36 @@ mod tests {
             4,
             name("PG_head"),
             6,
+            // 8: const of 2
+            0,
+            10 << 24,
+            2,
+            // 9: const of 3
+            0,
+            10 << 24,
+            3,
+            // 10: pointer to 9
+            0,
+            2 << 24,
+            9,
+            // 11: pointer to nothing
+            0,
+            2 << 24,
+            0,
+            // 12: function like 4 that returns an int
+            0,
+            13 << 24 | 3,
+            1,
+            0,
+            11,
+            0,
+            1,
+            0,
+            10,
+            // 13: its name
+            name("read"),
+            12 << 24 | 1,
+            12,
         ];
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
@@ -336,10 +447,18 @@ mod tests {
     }
 
     #[test]
-    fn tracepoints_and_enumerators_are_found() {
+    fn hooks_and_enumerators_are_found() {
         let btf = Btf::parse(example()).expect("well-formed");
-        assert_eq!(btf.tracepoint("event"), Some(2));
+        let prototype = |parameters: &[&str], returns: &str| Prototype {
+            parameters: parameters.iter().map(|&it| it.into()).collect(),
+            returns: returns.into(),
+        };
+        let event = prototype(&["integer", "outer *"], "void");
+        assert_eq!(btf.tracepoint("event"), Some(event));
+        let read = prototype(&["*", "integer", "outer *"], "integer");
+        assert_eq!(btf.function("read"), Some(read));
         assert_eq!(btf.tracepoint("other"), None);
+        assert_eq!(btf.function("outer"), None);
         assert_eq!(btf.enumerator("PG_head"), Some(6));
     }
 
@@ -354,6 +473,7 @@ mod tests {
             bytes[at] ^= 0xff;
             if let Ok(btf) = Btf::parse(bytes) {
                 let _ = (btf.offset("outer", "b"), btf.tracepoint("event"));
+                let _ = btf.function("read");
             }
         }
     }
@@ -363,7 +483,8 @@ mod tests {
         let mut bytes = example();
         // The anonymous member of `outer` becomes `outer`.
         let at = 24 + 4 * (4 + 9 + 7);
-        bytes[at] = 3;
+        assert_eq!(bytes[at], 8);
+        bytes[at] = 9;
         let btf = Btf::parse(bytes).expect("well-formed");
         assert!(btf.offset("outer", "b").is_err());
     }

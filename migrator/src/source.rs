@@ -1,12 +1,14 @@
 //! Where accesses come from; which source was chosen, and why.
 
 pub mod access_map;
+mod atomics;
 pub mod ebpf;
 pub mod hooks;
+pub mod kmod;
+pub mod lru;
 pub mod mapped;
 pub mod object;
 pub mod pageflags;
-pub mod procfs;
 
 use std::fmt;
 use std::path::Path;
@@ -14,25 +16,23 @@ use std::path::Path;
 use crate::target::{Target, TargetError};
 
 use ebpf::EbpfSource;
-use procfs::Sampler;
+use hooks::{Sees, Way};
+use lru::Sampler;
 
 /// A source at work.
 pub enum Source {
     /// Every access, from the page cache's hooks.
     Ebpf(Box<EbpfSource>),
-    /// What the LRU knows, from /proc page flags.
-    Procfs(Sampler),
+    /// What the LRU knows, from the kernel module or /proc.
+    Lru(Sampler),
 }
 
 impl fmt::Display for Source {
     /// What it sees, and how.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ebpf(source) => {
-                let hooks = source.hooks().iter().map(|hook| hook.tracepoint);
-                write!(f, "every access ({})", hooks.collect::<Vec<_>>().join(", "))
-            }
-            Self::Procfs(sampler) => f.write_str(sampler.what_it_knows()),
+            Self::Ebpf(source) => f.write_str(&summary(source.seen())),
+            Self::Lru(sampler) => f.write_str(sampler.what_it_knows()),
         }
     }
 }
@@ -66,6 +66,64 @@ pub enum Refusal {
     /// It is not the source's fault: there is nobody to observe.
     #[error(transparent)]
     Target(TargetError),
+}
+
+/// How the eBPF source sees one kind of access here.
+#[derive(Debug)]
+pub struct Seen {
+    /// The kind.
+    pub sees: Sees,
+    /// The way in use, if there is one.
+    pub way: Option<&'static Way>,
+    /// The better ones, and why they can't be used.
+    pub refused: Vec<(&'static Way, Refusal)>,
+}
+
+impl Seen {
+    fn new(sees: Sees) -> Self {
+        Self {
+            sees,
+            way: None,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Why there is no way: something failed, or may not be, or all is missing.
+    fn into_refusal(self) -> Refusal {
+        let mut missing = Vec::new();
+        let mut forbidden = None;
+        for (_, refusal) in self.refused {
+            match refusal {
+                Refusal::NotSupported(what) => missing.push(what),
+                Refusal::NotPermitted(_) => forbidden = forbidden.or(Some(refusal)),
+                other => return other,
+            }
+        }
+        let missing = format!("nothing sees {}: {}", self.sees, missing.join("; "));
+        forbidden.unwrap_or(Refusal::NotSupported(missing))
+    }
+
+    /// Whether accesses of this kind leave no trace.
+    pub fn is_blind(&self) -> bool {
+        let absent = |refusal: &Refusal| matches!(refusal, Refusal::NotSupported(_));
+        // A kernel that knows no hooks of ext4 shows its writes as all others.
+        let elsewhere =
+            self.sees == Sees::Ext4Writes && self.refused.iter().all(|(_, why)| absent(why));
+        self.way.is_none() && !elsewhere
+    }
+}
+
+/// What is seen, in a line.
+fn summary(seen: &[Seen]) -> String {
+    let ways = seen.iter().filter_map(|it| it.way);
+    let hooks = ways.flat_map(|way| way.hooks).map(|hook| hook.name);
+    let hooks = hooks.collect::<Vec<_>>().join(", ");
+    let blind = seen.iter().filter(|it| it.is_blind());
+    let blind: Vec<String> = blind.map(|it| it.sees.to_string()).collect();
+    match blind.as_slice() {
+        [] => format!("every access ({hooks})"),
+        blind => format!("all but {} ({hooks})", blind.join(" and ")),
+    }
 }
 
 /// Which source was chosen.
@@ -103,14 +161,36 @@ pub fn choose(choice: Choice, target: &Target) -> Result<(Source, Chosen), Refus
     ))
 }
 
+/// What a source sees on this host.
+#[derive(Debug)]
+pub struct Usable {
+    /// In a few words.
+    pub summary: String,
+    /// In detail, where it has hooks to choose from.
+    pub seen: Vec<Seen>,
+}
+
+impl Usable {
+    fn new(summary: &str) -> Self {
+        Self {
+            summary: summary.to_owned(),
+            seen: Vec::new(),
+        }
+    }
+}
+
 /// Tries every source, best first: what it sees here, or why it can't be used.
-pub fn probe() -> Vec<(&'static str, Result<String, Refusal>)> {
+pub fn probe() -> Vec<(&'static str, Result<Usable, Refusal>)> {
     // Nobody is observed: we are the only ones in our own table of processes,
     // and it is gone at once.
     let nobody = Target::Process(std::process::id() as i32);
-    let ebpf = EbpfSource::start(&nobody).map(|source| Source::Ebpf(Box::new(source)).to_string());
-    let kmod = kmod(&nobody).map(|source| source.to_string());
-    let procfs = procfs::probe(Path::new("/proc"), Path::new("/sys"));
+    let ebpf = EbpfSource::start(&nobody).map(|source| {
+        let seen = source.into_seen();
+        let summary = summary(&seen);
+        Usable { summary, seen }
+    });
+    let kmod = by_module().and_then(|sampler| sampler.probe().map(Usable::new));
+    let procfs = by_proc().and_then(|sampler| sampler.probe().map(Usable::new));
     vec![("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)]
 }
 
@@ -120,17 +200,23 @@ fn ebpf(target: &Target) -> Result<Source, Refusal> {
     EbpfSource::start(target).map(|source| Source::Ebpf(Box::new(source)))
 }
 
-/// The place of the `hotpages` kernel module, which reports active/inactive
-/// LRU on old kernels.
 fn kmod(_target: &Target) -> Result<Source, Refusal> {
-    Err(Refusal::NotSupported(
-        "this version comes without the kernel module".into(),
-    ))
+    by_module().map(Source::Lru)
 }
 
 fn procfs(_target: &Target) -> Result<Source, Refusal> {
-    Ok(Source::Procfs(Sampler::open(
+    by_proc().map(Source::Lru)
+}
+
+fn by_module() -> Result<Sampler, Refusal> {
+    let device = Path::new(kmod::DEVICE);
+    Ok(Sampler::kmod(
+        device,
         Path::new("/proc"),
         Path::new("/sys"),
-    )?))
+    )?)
+}
+
+fn by_proc() -> Result<Sampler, Refusal> {
+    Ok(Sampler::procfs(Path::new("/proc"), Path::new("/sys"))?)
 }

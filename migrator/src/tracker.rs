@@ -13,8 +13,8 @@ use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
 use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::source::lru::Reason;
 use crate::source::mapped;
-use crate::source::procfs::Reason;
 use crate::source::{self, Choice, Chosen, Refusal, Source};
 use crate::target::Target;
 
@@ -47,6 +47,8 @@ pub struct Tracker {
     sampled_at: Option<Instant>,
     /// When the processes' open and mapped files were looked at.
     looked_at: Option<Instant>,
+    /// How many pages of files each process had mapped then.
+    mapped: HashMap<i32, u64>,
     /// When the access map was emptied.
     drained_at: Instant,
 }
@@ -62,6 +64,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Pages that were forgotten because too many were used.
     pub forgotten: u64,
+    /// Uses by anybody that the kernel did not show to the programs.
+    pub skipped: u64,
 }
 
 impl Snapshot {
@@ -74,6 +78,7 @@ impl Snapshot {
             left_out: BTreeMap::new(),
             counters: Counters::default(),
             forgotten,
+            skipped: 0,
         }
     }
 }
@@ -106,9 +111,10 @@ impl Tracker {
             unsampled: BTreeMap::new(),
             sampled_at: None,
             looked_at: None,
+            mapped: HashMap::new(),
             drained_at: Instant::now(),
         };
-        tracker.look_at_processes(true);
+        tracker.look_at_processes();
         Ok((tracker, chosen))
     }
 
@@ -121,7 +127,7 @@ impl Tracker {
     pub fn wakes(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Ebpf(source) => Some(source.as_fd()),
-            Source::Procfs(_) => None,
+            Source::Lru(_) => None,
         }
     }
 
@@ -132,7 +138,7 @@ impl Tracker {
         self.target.is_alive(Path::new(PROC))
             || match &self.source {
                 Source::Ebpf(source) => source.processes().into_iter().any(runs),
-                Source::Procfs(_) => false,
+                Source::Lru(_) => false,
             }
     }
 
@@ -192,10 +198,10 @@ impl Tracker {
             Source::Ebpf(_) => {
                 self.collect()?;
                 self.heat.next_epoch();
-                self.look_at_processes(false);
+                self.look_at_processes();
                 Ok(())
             }
-            Source::Procfs(_) => self.sample(),
+            Source::Lru(_) => self.sample(),
         }
     }
 
@@ -207,12 +213,12 @@ impl Tracker {
         let mut snapshot = match &self.source {
             Source::Ebpf(_) => {
                 if self.looked_at.is_none_or(|at| at.elapsed() >= JUST_NOW) {
-                    self.look_at_processes(false);
+                    self.look_at_processes();
                 }
                 self.collect()?;
                 self.observed(min_heat)
             }
-            Source::Procfs(_) => {
+            Source::Lru(_) => {
                 self.sample()?;
                 self.as_sampled(min_heat)
             }
@@ -221,15 +227,23 @@ impl Tracker {
         Ok(snapshot)
     }
 
-    /// Marks what is mapped and has caused no access to be seen. From the
-    /// beginning that may be anything; later only folios of which one fault
-    /// maps all 2 MiB, so that most page tables need not be read again.
-    fn mark_mapped(&mut self, processes: &[i32], from_the_beginning: bool) {
+    /// Marks what is mapped and has caused no access to be seen: from the
+    /// beginning that may be anything, later large folios, of which one fault
+    /// maps all. Page tables where nothing was mapped are not read again.
+    fn mark_mapped(&mut self, processes: &[i32]) {
         // Gathered first: what many processes map is used once so far.
         let mut found: BTreeMap<(FileId, u32), ChunkBits> = BTreeMap::new();
+        let before = std::mem::take(&mut self.mapped);
         for process in processes {
             let directory = Path::new(PROC).join(process.to_string());
-            if !from_the_beginning && !mapped::has_huge_folios(&directory).unwrap_or(false) {
+            // A process that is gone by now has nothing mapped.
+            let Ok(count) = mapped::count(&directory) else {
+                continue;
+            };
+            self.mapped.insert(*process, count);
+            if before.get(process) == Some(&count)
+                && !mapped::has_huge_folios(&directory).unwrap_or(false)
+            {
                 continue;
             }
             // A process that is gone by now has nothing mapped.
@@ -253,6 +267,7 @@ impl Tracker {
         let mut snapshot = Snapshot::new(self.heat.forgotten());
         if let Source::Ebpf(source) = &self.source {
             snapshot.counters = source.counters();
+            snapshot.skipped = source.skipped();
             if snapshot.counters.events_lost > 0 {
                 for key in source.files_seen() {
                     let file = FileId {
@@ -314,7 +329,7 @@ impl Tracker {
         if self.sampled_at.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
-        if let Source::Procfs(sampler) = &self.source {
+        if let Source::Lru(sampler) = &self.source {
             let sample = sampler
                 .sample(&self.target, &mut self.resolver)
                 .context("failed to read page flags")?;
@@ -330,7 +345,7 @@ impl Tracker {
 
     /// Finds processes that joined, and remembers what all of them have open
     /// and mapped.
-    fn look_at_processes(&mut self, from_the_beginning: bool) {
+    fn look_at_processes(&mut self) {
         if let Source::Ebpf(source) = &self.source {
             // A target that is gone is `is_alive`'s to tell.
             let _ = source.refresh();
@@ -343,7 +358,7 @@ impl Tracker {
         }
         self.resolver.observe(processes.iter().copied());
         if matches!(self.source, Source::Ebpf(_)) {
-            self.mark_mapped(&processes, from_the_beginning);
+            self.mark_mapped(&processes);
             self.looked_at = Some(Instant::now());
         }
     }

@@ -8,6 +8,7 @@ pub mod containers;
 pub mod fault;
 pub mod gauge;
 pub mod mapped;
+pub mod module;
 pub mod mount;
 pub mod random;
 pub mod reader;
@@ -68,6 +69,22 @@ pub fn require_root() {
     );
 }
 
+/// A size, divided by `MIGRATOR_TEST_SCALE` where that is set: in a guest that
+/// is translated the same cases have smaller files.
+///
+/// # Panics
+/// When the variable is no number from 1 on.
+pub fn scaled(size: u64) -> u64 {
+    let Some(scale) = std::env::var_os("MIGRATOR_TEST_SCALE") else {
+        return size;
+    };
+    let divisor = scale.to_str().and_then(|text| text.parse::<u64>().ok());
+    match divisor.filter(|it| *it > 0) {
+        Some(divisor) => size / divisor,
+        None => panic!("MIGRATOR_TEST_SCALE is {}, and no number", scale.display()),
+    }
+}
+
 /// A directory on a disk, removed with everything in it when dropped. Files
 /// on tmpfs are page cache and can't be evicted, so it is never there.
 #[derive(Debug)]
@@ -100,6 +117,14 @@ impl Scratch {
             .unwrap_or_else(|| {
                 panic!("none of {places:?} is on a disk: set MIGRATOR_TEST_DIR to one that is")
             });
+        Self::in_place(place)
+    }
+
+    /// Makes a directory in a place of one's own.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub fn in_place(place: &Path) -> Self {
         let place = place
             .canonicalize()
             .unwrap_or_else(|error| panic!("failed to resolve {}: {error}", place.display()));

@@ -89,6 +89,8 @@ pub enum Step {
         /// Where, in this order.
         offsets: Vec<u64>,
     },
+    /// Opens it and keeps it open.
+    Hold(PathBuf),
     /// Runs a program to its end.
     Run(Vec<String>),
     /// Does the steps in another process or thread.

@@ -40,10 +40,22 @@ impl Track {
     /// # Panics
     /// When it ends before; the panic tells what it said.
     pub fn start<S: AsRef<std::ffi::OsStr>>(scratch: &Scratch, args: &[S]) -> Self {
+        Self::with_source(scratch, "ebpf", args)
+    }
+
+    /// The same with another source.
+    ///
+    /// # Panics
+    /// As for [`Self::start`].
+    pub fn with_source<S: AsRef<std::ffi::OsStr>>(
+        scratch: &Scratch,
+        source: &str,
+        args: &[S],
+    ) -> Self {
         let output = scratch.path().join("list.pil");
         let mut command = Command::new(binary());
         command
-            .args(["track", "--source", "ebpf", "--json", "--output"])
+            .args(["track", "--source", source, "--json", "--output"])
             .arg(&output)
             .args(args);
         Self::spawn(command, output)

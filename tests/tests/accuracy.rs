@@ -14,11 +14,10 @@ use migrator_tests::reader::{Place, Reader, Step};
 use migrator_tests::score::Score;
 use migrator_tests::strace::Pages;
 use migrator_tests::track::{Track, Tracked};
-use migrator_tests::{PAGE_SIZE, Scratch, evict, require_root, resident};
+use migrator_tests::{PAGE_SIZE, Scratch, evict, require_root, resident, scaled};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
 
 fn reader() -> Reader {
     Reader::start(env!("CARGO_BIN_EXE_reader"))
@@ -34,6 +33,26 @@ fn track(scratch: &Scratch, steps: &[Step]) -> Tracked {
     let tracked = track.finish();
     tracked.assert_nothing_lost();
     tracked
+}
+
+/// Whether this kernel tells of every read: the tracepoint, on which hosts that
+/// permit no other hook depend, does not (docs/accuracy.md).
+fn every_read_is_seen() -> bool {
+    let output = Command::new(migrator_tests::binary())
+        .args(["check", "--json"])
+        .output()
+        .expect("migrator");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let sources = report["sources"].as_array().expect("sources");
+    let ebpf = sources.iter().find(|it| it["name"] == "ebpf");
+    let sees = ebpf.expect("the source ebpf")["sees"].as_array();
+    let reads = sees
+        .expect("what it sees")
+        .iter()
+        .find(|it| it["what"] == "reads");
+    let hooks = reads.expect("reads")["hooks"].to_string();
+    println!("reads are seen by {hooks}");
+    !hooks.contains("tracepoint")
 }
 
 fn all(pages: u64) -> BTreeSet<u64> {
@@ -63,13 +82,14 @@ impl Cache {
 fn the_list_has_what_the_target_used_and_not_what_others_did() {
     require_root();
     let scratch = Scratch::new();
-    let tenth = scratch.file("tenth", GIB / PAGE);
-    let whole = scratch.file("whole", 64 * MIB / PAGE);
-    let touched = scratch.file("touched", 256 * MIB / PAGE);
+    let [large, medium, small] = [1024, 256, 64].map(|it| scaled(it * MIB) / PAGE);
+    let tenth = scratch.file("tenth", large);
+    let whole = scratch.file("whole", small);
+    let touched = scratch.file("touched", medium);
     let mut random = Random::new(1);
-    let used = random.set((GIB / PAGE / 10) as usize, GIB / PAGE);
-    let known = random.set(1000, 256 * MIB / PAGE);
-    let others = random.set(26_000, GIB / PAGE);
+    let used = random.set((large / 10) as usize, large);
+    let known = random.set(1000, medium);
+    let others = random.set((large / 10) as usize, large);
     for cache in Cache::BOTH {
         for path in [&tenth, &whole, &touched] {
             cache.prepare(path);
@@ -82,7 +102,7 @@ fn the_list_has_what_the_target_used_and_not_what_others_did() {
         reader.run(&Step::pages(&tenth, random.shuffled(used.iter().copied())));
         reader.run(&Step::sequential(&whole, PAGE_SIZE));
         bystander.end();
-        by = Step::touch(&touched, random.set(1000, 256 * MIB / PAGE));
+        by = Step::touch(&touched, random.set(1000, medium));
         bystander.begin(&by);
         reader.run(&Step::touch(
             &touched,
@@ -93,10 +113,10 @@ fn the_list_has_what_the_target_used_and_not_what_others_did() {
         tracked.assert_nothing_lost();
 
         let score = Score::new(&tracked.pages(&tenth), &used);
-        score.assert_complete(&format!("{cache:?}: a random tenth of 1 GiB"));
+        score.assert_complete(&format!("{cache:?}: a random tenth"));
         assert!(score.precision() >= 0.99);
-        let score = Score::new(&tracked.pages(&whole), &all(64 * MIB / PAGE));
-        score.assert_exact(&format!("{cache:?}: all of 64 MiB"));
+        let score = Score::new(&tracked.pages(&whole), &all(small));
+        score.assert_exact(&format!("{cache:?}: all of a file"));
         let score = Score::new(&tracked.pages(&touched), &known);
         score.assert_complete(&format!("{cache:?}: 1000 pages touched"));
         // Fault-around maps 64 KiB (fault_around_bytes) around the page, and a
@@ -105,19 +125,19 @@ fn the_list_has_what_the_target_used_and_not_what_others_did() {
     }
 }
 
-/// The kernel does not tell of the cached beginning of a read when the last
+/// The tracepoint does not tell of the cached beginning of a read when the last
 /// folio of its batch is still on its way from the disk (docs/accuracy.md).
 #[test]
 fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
     require_root();
     let scratch = Scratch::new();
-    let pages = 256 * MIB / PAGE;
+    let pages = scaled(256 * MIB) / PAGE;
     let path = scratch.file("partly", pages);
     evict(&path);
     let mut random = Random::new(2);
     let half = random.set(pages as usize / 2, pages);
     let offsets: Vec<u64> = random
-        .set(400, 256 * MIB / (64 << 10))
+        .set(pages as usize / 160, pages / 16)
         .into_iter()
         .collect();
     let used = offsets
@@ -129,6 +149,7 @@ fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
         length: 64 << 10,
         offsets: random.shuffled(offsets.iter().map(|at| at * (64 << 10))),
     };
+    let exact = every_read_is_seen();
     for (name, again) in [("one pass", false), ("two passes", true)] {
         evict(&path);
         let warm = File::open(&path).expect("the file");
@@ -149,9 +170,10 @@ fn what_a_partly_cached_file_loses_is_found_when_it_is_read_again() {
         let score = Score::new(&track(&scratch, &steps).pages(&path), &used);
         println!("partly cached, {name}: {score}");
         assert!(score.extra.is_empty());
-        assert!(!again || score.missing.is_empty());
-        // Facts 4 has 3 to 14 %.
-        assert!(score.recall() > 0.7);
+        assert!(!(again || exact) || score.missing.is_empty());
+        // How much is lost depends on the disk: 3 to 14 % on a fast one, 28 % on
+        // one that is emulated.
+        assert!(score.recall() > 0.5);
     }
 }
 
@@ -163,9 +185,9 @@ fn every_way_to_read_is_seen() {
     const AT_MOST_ONE_NEW_PAGE: [&str; 3] = ["100-byte reads", "4 KiB reads", "the end"];
     require_root();
     let scratch = Scratch::new();
-    let bytes = 40 * MIB + 1234;
+    let bytes = scaled(40 * MIB) + 1234;
     let path = scratch.path().join("odd");
-    let mut content = fs::read(scratch.file("even", 41 * MIB / PAGE)).expect("content");
+    let mut content = fs::read(scratch.file("even", bytes.div_ceil(PAGE))).expect("content");
     content.truncate(bytes as usize);
     File::create(&path)
         .and_then(|mut file| file.write_all(&content).and_then(|()| file.sync_all()))
@@ -173,7 +195,7 @@ fn every_way_to_read_is_seen() {
     let whole = all(bytes.div_ceil(PAGE));
     let last = whole.last().copied().expect("a page");
     let length = bytes as usize;
-    let (offset, part) = (3 * MIB + 5, 9_999_999_usize);
+    let (offset, part) = (MIB + 5, scaled(9_999_999) as usize);
     let partly: BTreeSet<u64> = (offset / PAGE..=(offset + part as u64 - 1) / PAGE).collect();
     let ways = [
         ("100-byte reads", Step::sequential(&path, 100), &whole),
@@ -232,6 +254,7 @@ fn every_way_to_read_is_seen() {
             &whole,
         ),
     ];
+    let exact = every_read_is_seen();
     for cache in Cache::BOTH {
         for (name, step, used) in &ways {
             cache.prepare(&path);
@@ -239,9 +262,9 @@ fn every_way_to_read_is_seen() {
             let tracked = track(&scratch, std::slice::from_ref(step));
             let score = Score::new(&tracked.pages(&path), used);
             assert!(score.extra.is_empty(), "{what}: {score}");
-            if cache == Cache::Cold && !AT_MOST_ONE_NEW_PAGE.contains(name) {
+            if cache == Cache::Cold && !exact && !AT_MOST_ONE_NEW_PAGE.contains(name) {
                 println!("{what}: {score}");
-                assert!(score.recall() > 0.99);
+                assert!(score.missing.len() <= 32.max(used.len() / 100));
             } else {
                 score.assert_complete(&what);
             }
@@ -250,24 +273,25 @@ fn every_way_to_read_is_seen() {
 }
 
 #[test]
-fn one_request_of_a_gib_is_seen_whole() {
+fn one_huge_request_is_seen_whole() {
     require_root();
     let scratch = Scratch::new();
-    let path = scratch.file("huge", GIB / PAGE);
+    let bytes = scaled(1024 * MIB);
+    let path = scratch.file("huge", bytes / PAGE);
     for cache in Cache::BOTH {
         cache.prepare(&path);
         let step = Step::Pread {
             path: path.clone(),
-            length: GIB as usize,
+            length: bytes as usize,
             offsets: vec![0],
         };
         let tracked = track(&scratch, &[step]);
-        let score = Score::new(&tracked.pages(&path), &all(GIB / PAGE));
-        score.assert_exact(&format!("{cache:?}: one pread of 1 GiB"));
+        let score = Score::new(&tracked.pages(&path), &all(bytes / PAGE));
+        score.assert_exact(&format!("{cache:?}: one huge pread"));
         // However many batches the kernel made of it, it is one use.
         let again = tracked.hot_pages(&path, 2).len();
         println!("{cache:?}: {again} pages count as used again");
-        assert!(again as u64 <= GIB / PAGE / 100);
+        assert!(again as u64 <= bytes / PAGE / 100);
     }
 }
 
@@ -767,14 +791,11 @@ fn overlayfs_files_are_named_by_their_layers() {
             Step::pages(merged("copied"), [41]),
         ],
     );
-    // 50 with those that the kernel maps around it: 16, aligned in memory.
+    // 50 with those that the kernel maps around it: 16, or since 6.18 all of
+    // their folios, which may be the whole file.
     let found = tracked.pages(&below);
     assert!(
         found.is_superset(&(10..20).chain([50]).collect()),
-        "{found:?}"
-    );
-    assert!(
-        found.is_subset(&(10..20).chain(35..66).collect()),
         "{found:?}"
     );
     assert_eq!(tracked.pages(&above), (20..30).collect());

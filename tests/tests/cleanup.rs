@@ -11,7 +11,7 @@ use migrator::format;
 use migrator_tests::random::Random;
 use migrator_tests::reader::{Reader, Step};
 use migrator_tests::track::Track;
-use migrator_tests::{Child, Scratch, binary, require_root};
+use migrator_tests::{Child, Scratch, binary, require_root, scaled};
 use nix::sys::signal::Signal;
 
 /// As bpftool and fdinfo name the kinds of objects.
@@ -110,10 +110,11 @@ fn a_tracker_has_objects_and_they_go_with_it() {
 }
 
 #[test]
-fn a_hundred_killed_trackers_leave_nothing() {
+fn killed_trackers_leave_nothing() {
     require_root();
     let scratch = Scratch::new();
     let path = scratch.file("file", 20_000);
+    let rounds = scaled(100);
     let mut reader = reader();
     let before = objects();
     let began = Instant::now();
@@ -123,7 +124,7 @@ fn a_hundred_killed_trackers_leave_nothing() {
 
     let mut random = Random::new(6);
     let mut lists = 0;
-    for round in 0..100 {
+    for round in 0..rounds {
         fs::remove_file(&output).unwrap_or_else(|_| assert!(!output.exists()));
         let mut tracker = Child::spawn(
             Command::new(binary())
@@ -138,7 +139,7 @@ fn a_hundred_killed_trackers_leave_nothing() {
         // Most on their way to observe; every fifth while it writes lists.
         let moment = match round % 5 {
             0 => Duration::from_millis(random.below(100)),
-            _ => startup.mul_f64(f64::from(round) / 100.0),
+            _ => startup.mul_f64(round as f64 / rounds as f64),
         };
         while round % 5 == 0 && !output.exists() {
             reader.run(&Step::pages(&path, pages.iter().copied()));
@@ -160,7 +161,7 @@ fn a_hundred_killed_trackers_leave_nothing() {
             lists += 1;
         }
     }
-    println!("startup took {startup:?}; of 100 trackers {lists} had written a list");
+    println!("startup took {startup:?}; of {rounds} trackers {lists} had written a list");
     assert_only(&before);
 }
 

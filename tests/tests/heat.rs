@@ -9,13 +9,22 @@ use migrator_tests::random::Random;
 use migrator_tests::reader::{Place, Reader, Step};
 use migrator_tests::score::Score;
 use migrator_tests::track::Track;
-use migrator_tests::{Scratch, evict, require_root};
+use migrator_tests::{PAGE_SIZE, Scratch, evict, require_root, scaled};
 
 /// Pages of the file that is scanned: 128 MiB.
-const SCAN: u64 = 32_768;
-/// Pages of the file that the set is in, and of the set.
-const DATA: u64 = 65_536;
-const SET: usize = 3000;
+fn scan_pages() -> u64 {
+    scaled(32_768)
+}
+
+/// Pages of the file that the set is in.
+fn data_pages() -> u64 {
+    scaled(65_536)
+}
+
+/// Pages of the set.
+fn set_pages() -> usize {
+    scaled(3000) as usize
+}
 
 /// A scan of `file`, which may write to `copy`.
 fn scans(file: &Path, copy: &Path) -> Vec<(&'static str, Step)> {
@@ -45,7 +54,7 @@ fn scans(file: &Path, copy: &Path) -> Vec<(&'static str, Step)> {
             "one pread",
             Step::Pread {
                 path: file.into(),
-                length: 128 << 20,
+                length: scan_pages() as usize * PAGE_SIZE,
                 offsets: vec![0],
             },
         ),
@@ -56,11 +65,11 @@ fn scans(file: &Path, copy: &Path) -> Vec<(&'static str, Step)> {
 fn min_heat_keeps_the_set_and_none_of_the_scan() {
     require_root();
     let scratch = Scratch::new();
-    let data = scratch.file("data", DATA);
-    let scan = scratch.file("scan", SCAN);
+    let data = scratch.file("data", data_pages());
+    let scan = scratch.file("scan", scan_pages());
     let copy = scratch.path().join("copy");
     let mut random = Random::new(4);
-    let set = random.set(SET, DATA);
+    let set = random.set(set_pages(), data_pages());
     for (name, step) in scans(&scan, &copy) {
         evict(&data);
         evict(&scan);
@@ -81,7 +90,10 @@ fn min_heat_keeps_the_set_and_none_of_the_scan() {
         for (what, path) in [("scanned", &scan), ("written", &copy)] {
             let pages = tracked.pages(path).len();
             println!("{name}: {pages} pages {what} are on the list");
-            assert!(pages as u64 <= SCAN / 100, "{name}: {pages} pages {what}");
+            assert!(
+                pages as u64 <= scan_pages() / 100,
+                "{name}: {pages} pages {what}"
+            );
         }
         // Absent unless the scan has written it.
         let _ = fs::remove_file(&copy);
@@ -93,9 +105,9 @@ fn min_heat_keeps_the_set_and_none_of_the_scan() {
 fn a_set_inside_the_scanned_file_is_told_from_the_rest() {
     require_root();
     let scratch = Scratch::new();
-    let path = scratch.file("file", DATA);
+    let path = scratch.file("file", data_pages());
     let mut random = Random::new(5);
-    let set = random.set(SET, DATA);
+    let set = random.set(set_pages(), data_pages());
     evict(&path);
     let mut reader = Reader::start(env!("CARGO_BIN_EXE_reader"));
     let track = Track::process(&scratch, reader.pid());
@@ -108,11 +120,11 @@ fn a_set_inside_the_scanned_file_is_told_from_the_rest() {
     let from = format!("if={}", path.display());
     reader.run(&Step::Run(dd.into_iter().chain([from]).collect()));
     let tracked = track.finish();
-    let all: BTreeSet<u64> = (0..DATA).collect();
+    let all: BTreeSet<u64> = (0..data_pages()).collect();
     Score::new(&tracked.pages(&path), &all).assert_exact("all that was used");
     let score = Score::new(&tracked.hot_pages(&path, 2), &set);
     score.assert_complete("what was used again");
-    assert!(score.extra.len() as u64 <= DATA / 100, "{score}");
+    assert!(score.extra.len() as u64 <= data_pages() / 100, "{score}");
 }
 
 /// A page that is used once per epoch ranks above one used once, and one used

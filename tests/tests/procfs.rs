@@ -13,8 +13,8 @@ use std::thread;
 use migrator::file::{Resolver, Unresolved};
 use migrator::kernel::lru_gen_enabled;
 use migrator::pagelist::{HotFile, Run};
+use migrator::source::lru::{Reason, Sample, Sampler};
 use migrator::source::pageflags::{PageFlags, PageState, StateRun, drain_batches};
-use migrator::source::procfs::{Reason, Sample, Sampler, probe};
 use migrator::target::Target;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
@@ -111,6 +111,8 @@ fn read_otherwise(path: &Path) -> BTreeMap<u64, PageState> {
     .expect("a mapping");
     // SAFETY: advice on our own mapping.
     unsafe { madvise(start, bytes, MmapAdvise::MADV_RANDOM) }.expect("advice");
+    // SAFETY: as above. Else khugepaged may read in what is not resident.
+    unsafe { madvise(start, bytes, MmapAdvise::MADV_NOHUGEPAGE) }.expect("advice");
     let pages = bytes / PAGE;
     let mut resident = vec![0_u8; pages];
     // SAFETY: our own mapping, and a byte for each of its pages.
@@ -151,6 +153,39 @@ fn read_otherwise(path: &Path) -> BTreeMap<u64, PageState> {
     states
 }
 
+/// khugepaged looks at all mappings again and again while this lives, instead
+/// of at some of them every ten seconds: what it makes of ours shows then.
+struct KhugepagedAwake {
+    settings: Vec<(PathBuf, String)>,
+}
+
+impl KhugepagedAwake {
+    fn new() -> Self {
+        let directory = Path::new("/sys/kernel/mm/transparent_hugepage/khugepaged");
+        let awake = [("scan_sleep_millisecs", "10"), ("pages_to_scan", "65536")];
+        let mut settings = Vec::new();
+        for (name, value) in awake {
+            let path = directory.join(name);
+            // A kernel without huge pages has nothing to be woken.
+            if let Ok(before) = fs::read_to_string(&path) {
+                fs::write(&path, value).expect("a setting of khugepaged");
+                settings.push((path, before));
+            }
+        }
+        Self { settings }
+    }
+}
+
+impl Drop for KhugepagedAwake {
+    fn drop(&mut self) {
+        for (path, before) in &self.settings {
+            if let Err(error) = fs::write(path, before) {
+                eprintln!("{}: not put back: {error}", path.display());
+            }
+        }
+    }
+}
+
 /// A process that has a file open as its standard input.
 struct Holder(Child);
 
@@ -182,8 +217,12 @@ impl Drop for Holder {
     }
 }
 
+fn sampler() -> Sampler {
+    Sampler::procfs(Path::new("/proc"), Path::new("/sys")).expect("a sampler")
+}
+
 fn sample(target: &Target) -> Sample {
-    let sampler = Sampler::open(Path::new("/proc"), Path::new("/sys")).expect("a sampler");
+    let sampler = sampler();
     let mut resolver = Resolver::new("/proc".into());
     sampler.sample(target, &mut resolver).expect("a sample")
 }
@@ -220,6 +259,7 @@ fn flags_agree_with_another_reading_and_stay_as_they_are() {
         read_page(&single, (random(&mut seed) % 65_536) as usize);
     }
 
+    let _awake = KhugepagedAwake::new();
     drain_batches();
     let before = fincore(&path);
     assert!(
@@ -395,6 +435,6 @@ fn a_file_cut_short_meanwhile_does_no_harm() {
 #[test]
 fn the_probe_tells_root_that_it_works() {
     require_root();
-    let detail = probe(Path::new("/proc"), Path::new("/sys")).expect("usable");
+    let detail = sampler().probe().expect("usable");
     assert!(detail.contains("LRU flags"), "{detail}");
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask build`: one eBPF object for all kernels, and one static
-//! binary that embeds it.
+//! `cargo xtask build`: one eBPF object for all kernels, one static binary
+//! that embeds it, and the kernel module for each kernel that is named.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,45 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::command;
+use crate::module::{self, Module};
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
 
 /// The eBPF object in `target/dist`.
 const OBJECT: &str = "migrator.bpf.o";
 
-/// Builds both into `target/dist` and describes them in its `manifest.json`.
+/// What to build.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Also build the module hotpages for this kernel: its build tree, or
+    /// debian:5.10, debian:6.1, debian:6.12 (headers are fetched); may be repeated
+    #[arg(long = "kernel", value_name = "TREE")]
+    kernels: Vec<String>,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// As [`with_modules`].
+pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<()> {
+    with_modules(workspace, &args.kernels)
+}
+
+/// Builds what every host needs.
+///
+/// # Errors
+/// As [`with_modules`].
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    with_modules(workspace, &[])
+}
+
+/// Builds object, binary and the kernels' modules into `target/dist`, and
+/// describes them in its `manifest.json`. Afterwards there are no other modules:
+/// what lies there belongs together.
 ///
 /// # Errors
 /// When something that is needed is missing, or does not compile.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+pub(crate) fn with_modules(workspace: &Workspace, kernels: &[String]) -> Result<()> {
     let dist = workspace.dist();
     fs::create_dir_all(&dist).with_context(|| format!("failed to create {}", dist.display()))?;
     let toolchain = toolchain::find_or_fetch(workspace)?;
@@ -32,26 +60,36 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     println!("Building the static migrator with {}", rustc.version);
     let binary = static_program(workspace, &rustc, "migrator", "migrator", &object)?;
 
-    let files = [object, place(&binary, &dist.join("migrator"))?]
-        .iter()
-        .map(|file| describe(file))
-        .collect::<Result<Vec<_>>>()?;
-    for file in &files {
+    let mut artifacts = vec![
+        describe(&object, &dist, Value::Null)?,
+        describe(&place(&binary, &dist.join("migrator"))?, &dist, Value::Null)?,
+    ];
+    let modules = dist.join("modules");
+    if modules.exists() {
+        fs::remove_dir_all(&modules)
+            .with_context(|| format!("failed to remove {}", modules.display()))?;
+    }
+    for kernel in kernels {
+        let Module { release, path } = module::build(workspace, kernel)
+            .with_context(|| format!("failed to build the module for {kernel}"))?;
+        artifacts.push(describe(&path, &dist, json!(release))?);
+    }
+    for artifact in &artifacts {
         println!(
             "target/dist/{}  {} bytes  sha256 {}",
-            file["name"].as_str().unwrap_or_default(),
-            file["bytes"],
-            file["sha256"].as_str().unwrap_or_default(),
+            artifact["name"].as_str().unwrap_or_default(),
+            artifact["bytes"],
+            artifact["sha256"].as_str().unwrap_or_default(),
         );
     }
     let manifest = json!({
-        "schema": "migrator.manifest/1",
+        "schema": "migrator.dist/1",
         "revision": revision(workspace),
         "target": rustc.host,
         "rustc": rustc.version,
         "ebpf_rustc": ebpf_rustc,
         "bpf_linker": linker,
-        "files": files,
+        "artifacts": artifacts,
     });
     let path = dist.join("manifest.json");
     fs::write(&path, format!("{manifest:#}\n"))
@@ -141,12 +179,14 @@ fn place(from: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_owned())
 }
 
-fn describe(path: &Path) -> Result<Value> {
+/// An artifact below `dist`, and the kernel that it is for: null for any.
+fn describe(path: &Path, dist: &Path, kernel: Value) -> Result<Value> {
     let bytes = fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
     Ok(json!({
-        "name": path.file_name().map(|name| name.to_string_lossy()),
+        "name": path.strip_prefix(dist).unwrap_or(path),
         "bytes": bytes.len(),
         "sha256": format!("{:x}", Sha256::digest(&bytes)),
+        "kernel": kernel,
     }))
 }
 
@@ -194,15 +234,18 @@ mod tests {
     #[test]
     fn a_file_is_described_by_name_size_and_digest() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("abc");
+        let path = directory.path().join("modules/4.4/abc");
+        fs::create_dir_all(path.with_file_name("")).expect("directories");
         fs::write(&path, "abc").expect("a small file");
         // The digest is the example of FIPS 180-2, appendix B.1.
         let expected = json!({
-            "name": "abc",
+            "name": "modules/4.4/abc",
             "bytes": 3,
             "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            "kernel": "4.4",
         });
-        assert_eq!(describe(&path).expect("it is readable"), expected);
+        let described = describe(&path, directory.path(), json!("4.4"));
+        assert_eq!(described.expect("it is readable"), expected);
     }
 
     #[test]

@@ -6,6 +6,10 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod headers;
+mod marked;
+mod matrix;
+mod module;
 mod packages;
 mod suite;
 mod test;
@@ -28,8 +32,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build the eBPF object and the static migrator that embeds it, into target/dist.
-    Build,
+    /// Build the eBPF object, the static migrator that embeds it, and kernel modules, into target/dist.
+    Build(build::Args),
     /// Run every check and test; those on the running kernel need root.
     Test(test::Args),
     /// Measure migrations on the test hosts.
@@ -44,7 +48,7 @@ enum Task {
 pub fn main() -> ExitCode {
     let task = Cli::parse().task;
     let result = Workspace::find().and_then(|workspace| match task {
-        Task::Build => build::run(&workspace),
+        Task::Build(args) => build::command(&workspace, &args),
         Task::Test(args) => test::run(&workspace, &args),
         Task::Bench(args) => bench::run(&workspace, args),
         Task::Demo(args) => demo::run(&workspace, args),
@@ -56,5 +60,16 @@ pub fn main() -> ExitCode {
             eprintln!("cargo xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

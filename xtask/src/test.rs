@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::workspace::Workspace;
-use crate::{build, command, packages, toolchain};
+use crate::{build, command, matrix, packages, toolchain};
 
 /// How to test.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,8 @@ pub(crate) struct Args {
     /// Run only the migrations between virtual machines, and their faults.
     #[arg(long, conflicts_with = "unprivileged")]
     vm: bool,
+    #[command(flatten)]
+    matrix: matrix::Kernels,
 }
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
@@ -35,6 +37,9 @@ const UNPRIVILEGED: &[Step] = &[
 const PRIVILEGED: &[Step] = &[
     ("packages for the tests", |_| packages::install_for_tests()),
     ("tests on the running kernel", kernel_tests),
+    ("tests on other kernels", |workspace| {
+        matrix::run(workspace, &matrix::Kernels::standard())
+    }),
     ("migrations between hosts", |workspace| {
         host_tests(workspace, "live")
     }),
@@ -57,6 +62,9 @@ const BETWEEN_HOSTS: &[Step] = &[
 /// At the first step that fails; and without root, when the tests that need
 /// it were asked for: what did not run has not passed.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    if args.matrix.any() {
+        return matrix::run(workspace, &args.matrix);
+    }
     let (first, privileged): (&[Step], &[Step]) = if args.vm {
         (BETWEEN_HOSTS, &[])
     } else if args.unprivileged || !packages::is_root() {

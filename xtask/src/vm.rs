@@ -5,12 +5,14 @@
 //! other on a network of their own, and nothing else.
 
 mod console;
+pub(crate) mod guest;
 mod host;
 mod image;
-mod kernel;
+pub(crate) mod kernel;
 mod machine;
 mod network;
 mod process;
+pub(crate) mod programs;
 mod smoke;
 
 use std::fs::{self, File};
@@ -27,6 +29,7 @@ pub use network::Link;
 use crate::workspace::Workspace;
 use crate::{build, command, packages};
 use kernel::Kernel;
+pub(crate) use kernel::suite;
 use machine::{Accelerator, Disk, Machine, Plan};
 use network::{DESTINATION, SOURCE, STORAGE, Seat};
 
@@ -215,7 +218,7 @@ impl Parts {
             initrd: &self.initrd,
             parameters: "",
             disks: &self.disks,
-            network: &cards,
+            devices: &cards,
             processors: if seat.name == STORAGE.name { 1 } else { 2 },
             memory: self.memory,
             accelerator: self.accelerator,

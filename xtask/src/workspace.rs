@@ -45,6 +45,11 @@ impl Workspace {
         self.root.join("migrator-ebpf")
     }
 
+    /// The source of the kernel module.
+    pub(crate) fn kmod(&self) -> PathBuf {
+        self.root.join("kmod-compat")
+    }
+
     /// What runs inside the virtual machines.
     pub(crate) fn guests(&self) -> PathBuf {
         self.root.join("tests/vm")

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::cli::CheckArgs;
 use crate::exit::Outcome;
 use crate::kernel::{self, Cgroups, Kernel};
-use crate::source::{self, Refusal};
+use crate::source::{self, Refusal, Seen};
 
 /// Runs the command.
 pub(super) fn run(args: CheckArgs) -> anyhow::Result<Outcome> {
@@ -52,6 +52,53 @@ struct SourceReport {
     /// `usable`, `not supported`, `not permitted` or `probe failed`.
     status: &'static str,
     detail: String,
+    /// Of a source that has hooks to choose from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sees: Vec<SeenReport>,
+}
+
+#[derive(Serialize)]
+struct SeenReport {
+    /// What somebody does with the pages.
+    what: String,
+    /// The hooks that tell of it; none where nothing does.
+    hooks: Vec<String>,
+    how: &'static str,
+    /// Better ways, and why they can't be used.
+    refused: Vec<RefusedReport>,
+}
+
+#[derive(Serialize)]
+struct RefusedReport {
+    hooks: String,
+    why: String,
+    /// Whether the kernel has them.
+    #[serde(skip)]
+    is_there: bool,
+}
+
+impl SeenReport {
+    fn new(seen: &Seen) -> Self {
+        let how = match seen.way {
+            Some(way) => way.how,
+            None if seen.is_blind() => "not seen on this kernel",
+            None => "seen as other writes",
+        };
+        let hooks = seen.way.iter().flat_map(|way| way.hooks);
+        let refused = seen.refused.iter();
+        Self {
+            what: seen.sees.to_string(),
+            hooks: hooks.map(ToString::to_string).collect(),
+            how,
+            refused: refused
+                .map(|(way, refusal)| RefusedReport {
+                    hooks: way.to_string(),
+                    why: refusal.to_string(),
+                    is_there: !matches!(refusal, Refusal::NotSupported(_)),
+                })
+                .collect(),
+        }
+    }
 }
 
 impl Report {
@@ -60,8 +107,10 @@ impl Report {
         let sources: Vec<SourceReport> = source::probe()
             .into_iter()
             .map(|(name, found)| {
+                let sees = found.iter().flat_map(|usable| &usable.seen);
+                let sees = sees.map(SeenReport::new).collect();
                 let (status, detail) = match found {
-                    Ok(detail) => ("usable", detail),
+                    Ok(usable) => ("usable", usable.summary),
                     Err(Refusal::NotSupported(why)) => ("not supported", why),
                     Err(Refusal::NotPermitted(why)) => ("not permitted", why),
                     Err(Refusal::Failed(why)) => ("probe failed", why),
@@ -72,6 +121,7 @@ impl Report {
                     usable: status == "usable",
                     status,
                     detail,
+                    sees,
                 }
             })
             .collect();
@@ -121,7 +171,7 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
         .as_deref()
         .unwrap_or("not found (needed to move processes)");
     let mglru = match report.mglru {
-        true => "on: active/inactive means nothing to the procfs source",
+        true => "on: active/inactive means nothing to the sources kmod and procfs",
         false => "off",
     };
     writeln!(out, "kernel     {} {}", report.kernel, report.machine)?;
@@ -137,6 +187,14 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
             "source     {:<7} {}: {}",
             source.name, source.status, source.detail
         )?;
+        for seen in &source.sees {
+            let hooks = seen.hooks.join(", ");
+            writeln!(out, "  {:<14} {}; {hooks}", seen.what, seen.how)?;
+            // What no kernel of this kind has is for those who read JSON.
+            for refused in seen.refused.iter().filter(|it| it.is_there) {
+                writeln!(out, "    not {}: {}", refused.hooks, refused.why)?;
+            }
+        }
     }
     match report.chosen {
         Some(name) => writeln!(out, "--source auto chooses {name}"),

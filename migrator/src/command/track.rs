@@ -260,6 +260,11 @@ pub(super) fn warn(snapshot: &Snapshot) {
             snapshot.forgotten,
             "pages were forgotten for want of memory, the longest unused first",
         ),
+        (
+            snapshot.skipped,
+            "uses by anybody on this host, perhaps by the target, came while another task had \
+             been preempted in a program on the same CPU, and were skipped by the kernel",
+        ),
     ] {
         if count > 0 {
             eprintln!("migrator: warning: {count} {what}");
@@ -280,6 +285,7 @@ struct Report<'a> {
     files: Vec<FileJson<'a>>,
     left_out: Vec<LeftOutJson>,
     lost: LostJson,
+    skipped: u64,
     output: Option<&'a Path>,
 }
 
@@ -345,6 +351,7 @@ impl<'a> Report<'a> {
                 files: snapshot.counters.files_lost,
                 forgotten_pages: snapshot.forgotten,
             },
+            skipped: snapshot.skipped,
             output: None,
         }
     }

@@ -3,7 +3,7 @@
 //! The files are those that its processes have open or mapped. Paths are kept
 //! as the tree's own root directory has them: that is what stays the same from
 //! host to host, where a container's layers and volumes lie elsewhere. What is
-//! hot of a file is what the LRU says ([`procfs`](crate::source::procfs)), and
+//! hot of a file is what the LRU says ([`lru`](crate::source::lru)), and
 //! what stands in the tree's page tables, which the LRU does not see.
 //!
 //! The time is limited, for CRIU waits, and the tasks may be frozen. So
@@ -34,9 +34,9 @@ use crate::file::{Device, open_files};
 use crate::kernel;
 use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use crate::prefetch::made_up;
+use crate::source::lru::Sampler;
 use crate::source::mapped;
 use crate::source::pageflags::drain_batches;
-use crate::source::procfs::Sampler;
 use crate::target::Target;
 
 /// So much of a file is looked at in one go, in bytes.
@@ -70,7 +70,7 @@ pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow
     let deadline = Instant::now() + time;
     let proc_root = Path::new("/proc");
     let page_size = kernel::page_size();
-    let sampler = Sampler::open(proc_root, Path::new("/sys"))?;
+    let sampler = Sampler::procfs(proc_root, Path::new("/sys"))?;
     let how = sampler.what_it_knows();
     let pids = Target::Process(init).processes(proc_root)?;
     let mut tree = Tree::default();
@@ -110,7 +110,7 @@ pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow
         let sampler = match sampler.take() {
             Some(sampler) => sampler,
             // Each has its own: they would wait for each other's sink.
-            None => Sampler::open(proc_root, Path::new("/sys"))?,
+            None => Sampler::procfs(proc_root, Path::new("/sys"))?,
         };
         let (tree, parts, tell) = (Arc::clone(&tree), parts.clone(), tell.clone());
         thread::Builder::new()

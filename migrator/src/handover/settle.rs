@@ -17,7 +17,7 @@ use crate::cgroup;
 use crate::container;
 use crate::destination::Destination;
 use crate::live::order::Subject;
-use crate::live::tree::{Process, processes};
+use crate::live::tree::{Process, half_made, processes};
 use crate::protocol::{Fault, Message};
 use crate::transfer::{self, Peer};
 
@@ -60,6 +60,9 @@ pub struct Journal {
     pub images: Option<PathBuf>,
     /// The cgroup that the destination made ahead for the container.
     pub cgroup: Option<PathBuf>,
+    /// The ids that the processes have on the destination, where they are those
+    /// of the source.
+    pub pids: Vec<i32>,
     /// What only the source knows.
     pub source: Option<Origin>,
 }
@@ -369,13 +372,28 @@ fn finish_destination(
             Signal::SIGKILL,
         );
     }
-    if session.has(AT_WORK) {
+    if let Some(criu) = session.read::<Process>(AT_WORK)? {
+        kill_half_made(session, journal, criu);
         container::discard(&journal.subject)?;
     }
     if let Some(cgroup) = &journal.cgroup {
         cgroup::remove(cgroup);
     }
     Ok(())
+}
+
+/// Kills what a CRIU that was killed itself has left of a tree: processes that
+/// are nobody's children any more.
+fn kill_half_made(session: &Session, journal: &Journal, criu: Process) {
+    for _ in 0..LOOKS {
+        let left = half_made(&journal.pids, criu, session.storage());
+        if left.is_empty() && !journal.pids.iter().any(|pid| Process::of(*pid).is_some()) {
+            return;
+        }
+        // Some may not have reached the place where they wait.
+        signal(&left, Signal::SIGKILL);
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Kills CRIU and what it has made so far. A restore that waits for a lock

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::able::{able, read};
 use super::images;
-use super::order::Order;
+use super::order::{Order, Subject};
 use super::report::Arrival;
 use super::tree::Process;
 use crate::cgroup::Visit;
@@ -132,6 +132,11 @@ impl<'a> Guest<'a> {
                 subject: order.subject.clone(),
                 images: order.images.clone(),
                 cgroup: order.cgroup.clone(),
+                pids: match order.subject {
+                    Subject::Process { .. } => order.pids.clone(),
+                    // A container has ids of its own, and its runtime ends it.
+                    _ => Vec::new(),
+                },
                 source: None,
             };
             session.note(JOURNAL, &journal)?;

@@ -109,6 +109,7 @@ pub fn run(
         subject: options.subject.clone(),
         images: options.images.clone(),
         cgroup: None,
+        pids: Vec::new(),
         source: Some(Origin {
             processes,
             to: options.to.clone(),

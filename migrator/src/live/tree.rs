@@ -120,6 +120,23 @@ pub fn processes(root: i32) -> anyhow::Result<Vec<Process>> {
     Ok(pids.into_iter().filter_map(Process::of).collect())
 }
 
+/// Those of these ids that are CRIU's half-made processes: they still are CRIU,
+/// which was given the directory `work`, or they wait in its restorer. Another
+/// process may have an id by now, but none from before `criu`.
+pub fn half_made(pids: &[i32], criu: Process, work: &Path) -> Vec<Process> {
+    let work = work.as_os_str().as_encoded_bytes();
+    let is_criu = |process: Process| {
+        let line = fs::read(process.directory().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word.starts_with(work))
+    };
+    let processes = pids.iter().filter_map(|pid| Process::of(*pid));
+    processes
+        .filter(|it| it.is_alive() && it.started >= criu.started)
+        .filter(|it| is_criu(*it) || it.is_in_restorer())
+        .collect()
+}
+
 /// Whether a process holds a lock on a file. The kernel names the locks that
 /// were taken through a descriptor in its `fdinfo` (proc_pid_fdinfo(5)).
 pub fn holds_locks(processes: &[Process]) -> bool {
@@ -143,10 +160,39 @@ pub fn taken(pids: &[i32]) -> Option<(i32, String)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn me() -> Process {
         Process::of(std::process::id() as i32).unwrap()
+    }
+
+    #[test]
+    fn what_criu_has_left_half_made_is_known_by_its_command_line() {
+        let work = tempfile::tempdir().unwrap();
+        let log = work.path().join("restore.log");
+        let mut left = std::process::Command::new("sh")
+            .args(["-c", "echo; read line", "criu"])
+            .arg(&log)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let process = Process::of(left.id() as i32).unwrap();
+        // Once it speaks, it has executed its program.
+        let said = left.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+        assert_eq!(said, 1);
+        let pids = [me().pid, process.pid];
+        assert_eq!(half_made(&pids, me(), work.path()), [process]);
+        let later = Process {
+            started: process.started + 1,
+            ..me()
+        };
+        assert_eq!(half_made(&pids, later, work.path()), []);
+        left.kill().unwrap();
+        left.wait().unwrap();
+        assert_eq!(half_made(&pids, me(), work.path()), []);
     }
 
     #[test]

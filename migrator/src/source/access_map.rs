@@ -57,12 +57,15 @@ pub struct AccessMap {
     keys: Shared<ChunkKey>,
     bits: Shared<ChunkBits>,
     sides: Shared<Sides>,
-    /// Chunks on one side.
+    /// Chunks on one side of a map.
     chunks: u32,
+    /// One, or one per CPU.
+    maps: u32,
 }
 
 impl AccessMap {
-    /// Maps the three arrays; `chunks` is the size of one side.
+    /// Maps the three arrays; `chunks` is the size of one side, of each of so
+    /// many `maps`.
     ///
     /// # Errors
     /// Those of mmap(2).
@@ -71,12 +74,14 @@ impl AccessMap {
         bits: impl AsFd,
         sides: impl AsFd,
         chunks: u32,
+        maps: u32,
     ) -> io::Result<Self> {
         Ok(Self {
-            keys: Shared::map(keys, 2 * chunks)?,
-            bits: Shared::map(bits, 2 * chunks)?,
-            sides: Shared::map(sides, 1)?,
+            keys: Shared::map(keys, 2 * chunks * maps)?,
+            bits: Shared::map(bits, 2 * chunks * maps)?,
+            sides: Shared::map(sides, maps)?,
             chunks,
+            maps,
         })
     }
 
@@ -93,22 +98,24 @@ impl AccessMap {
         written.store(side as u64 ^ 1, Ordering::SeqCst);
         wait_for_programs()?;
 
-        let start = side * self.chunks as usize;
-        for index in start..start + self.chunks as usize {
-            let (key, bits) = (self.keys.entry(index), self.bits.entry(index));
-            // SAFETY: no program is left that could use this side.
-            unsafe {
-                if (*key).inode != 0 {
-                    each(*key, &*bits);
-                    *bits = ChunkBits {
-                        words: [WordBits::default(); _],
-                    };
-                    *key = ChunkKey::default();
+        for map in 0..self.maps as usize {
+            let start = (2 * map + side) * self.chunks as usize;
+            for index in start..start + self.chunks as usize {
+                let (key, bits) = (self.keys.entry(index), self.bits.entry(index));
+                // SAFETY: no program is left that could use this side.
+                unsafe {
+                    if (*key).inode != 0 {
+                        each(*key, &*bits);
+                        *bits = ChunkBits {
+                            words: [WordBits::default(); _],
+                        };
+                        *key = ChunkKey::default();
+                    }
                 }
             }
+            // SAFETY: as above.
+            unsafe { (*self.sides.entry(map)).taken[side] = 0 };
         }
-        // SAFETY: as above.
-        unsafe { (*sides).taken[side] = 0 };
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! The eBPF source: every access, exactly, from the page cache's own hooks.
 
 use std::error::Error;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
+use aya::maps::{CgroupArray, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use migrator_common::access::{ChunkBits, ChunkKey, PROCESS_PAGE};
 use migrator_common::config::{Config, FILTER_ALL, FILTER_CGROUP, FILTER_PROCESSES};
@@ -15,10 +16,11 @@ use migrator_common::event::{Counters, Event, FileKey};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::Refusal;
 use super::access_map::{AccessMap, ProcessTable};
-use super::hooks::{self, HOOKS, Hook, Sees};
-use super::object::object;
+use super::atomics;
+use super::hooks::{self, Hook, Sees, Way};
+use super::object::{Aligned, object, without_atomics};
+use super::{Refusal, Seen};
 use crate::btf::Btf;
 use crate::kernel;
 use crate::target::{Target, TargetError, cgroup_directory};
@@ -39,7 +41,7 @@ pub struct EbpfSource {
     events: RingBuf<MapData>,
     files: HashMap<MapData, FileKey, u32>,
     counters: PerCpuArray<MapData, Counters>,
-    hooks: Vec<&'static Hook>,
+    seen: Vec<Seen>,
 }
 
 impl EbpfSource {
@@ -56,40 +58,55 @@ impl EbpfSource {
         in_first_pid_namespace(Path::new(PROC))?;
         let btf = Btf::read(Path::new(BTF))
             .map_err(|error| failure("read the kernel's types (CONFIG_DEBUG_INFO_BTF)", &error))?;
-        if hooks::seeing(&btf, Sees::Reads).is_empty() {
-            return Err(Refusal::NotSupported(
-                "this kernel has no hook that sees reads (mm_filemap_get_pages)".into(),
-            ));
-        }
         let mut config =
             hooks::config(&btf).map_err(|error| Refusal::NotSupported(error.to_string()))?;
-        filter(target, &mut config)?;
-        let chunks = chunks_per_side(kernel::memory(Path::new(PROC)));
+        let cgroup = filter(target, &mut config)?;
+        // Kernels before 5.11 count programs and maps as locked
+        // memory. Where raising the limit is not permitted, creating them says so.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let per_cpu = !atomics::supported();
+        let maps = match per_cpu {
+            true => aya::util::nr_cpus()
+                .map_err(|(path, error)| failure(&format!("count the CPUs in {path}"), &error))?
+                as u32,
+            false => 1,
+        };
+        let chunks = chunks_per_side(kernel::memory(Path::new(PROC)), maps);
+        config.per_cpu = u32::from(per_cpu);
         config.chunk_mask = chunks - 1;
         let process_pages = match config.filter {
             FILTER_PROCESSES => kernel::pid_max(Path::new(PROC)).div_ceil(PROCESS_PAGE as u32),
             _ => 1,
         };
 
-        // Kernels before 5.11 count maps as locked memory. Where raising the
-        // limit is not permitted, creating the maps says so.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let changed = match per_cpu {
+            true => Some(
+                without_atomics(object).map_err(|error| failure("read the eBPF object", &error))?,
+            ),
+            false => None,
+        };
+        let object = changed.as_ref().map_or(object, Aligned::bytes);
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
             // Of a program that is refused we want to know why. The default
             // tells each step as well, which takes ten times as long.
             .verifier_log_level(VerifierLogLevel::STATS)
-            .map_max_entries("CHUNK_KEYS", 2 * chunks)
-            .map_max_entries("CHUNK_BITS", 2 * chunks)
+            .map_max_entries("CHUNK_KEYS", 2 * chunks * maps)
+            .map_max_entries("CHUNK_BITS", 2 * chunks * maps)
+            .map_max_entries("SIDES", maps)
             .map_max_entries("PROCESSES", process_pages)
             .load(object)
             .map_err(|error| failure("create the eBPF maps", &error))?;
+        if let Some(cgroup) = cgroup {
+            name_cgroup(&mut ebpf, cgroup)?;
+        }
 
         let access = AccessMap::new(
             shared_array(&ebpf, "CHUNK_KEYS")?,
             shared_array(&ebpf, "CHUNK_BITS")?,
             shared_array(&ebpf, "SIDES")?,
             chunks,
+            maps,
         );
         let processes = match config.filter {
             FILTER_PROCESSES => {
@@ -105,16 +122,21 @@ impl EbpfSource {
             events: take(&mut ebpf, "EVENTS")?,
             files: take(&mut ebpf, "FILES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
-            hooks: Vec::new(),
+            seen: Vec::new(),
             ebpf,
         };
         source.attach(&btf)?;
         Ok(source)
     }
 
-    /// The hooks in use.
-    pub fn hooks(&self) -> &[&'static Hook] {
-        &self.hooks
+    /// What is seen, how, and why not in a better way.
+    pub fn seen(&self) -> &[Seen] {
+        &self.seen
+    }
+
+    /// The same, when nothing is to be seen any more.
+    pub fn into_seen(self) -> Vec<Seen> {
+        self.seen
     }
 
     /// Gives each chunk that was used since the last call.
@@ -165,6 +187,19 @@ impl EbpfSource {
         sum
     }
 
+    /// How often the kernel left out a program because a task had been preempted
+    /// in it on the same CPU. Whoever it was left out for: it may have been
+    /// nobody of the target. (Linux since 5.12, commit 9ed9e9ba2337.)
+    pub fn skipped(&self) -> u64 {
+        let ways = self.seen.iter().filter_map(|seen| seen.way);
+        let programs = ways.flat_map(|way| way.hooks).filter_map(|hook| {
+            let program = self.ebpf.program(hook.program)?.fd().ok()?;
+            let fd = program.as_fd().as_raw_fd();
+            std::fs::read_to_string(format!("{PROC}/self/fdinfo/{fd}")).ok()
+        });
+        programs.filter_map(|text| recursion_misses(&text)).sum()
+    }
+
     /// The processes that are observed one by one. Those whose parent has
     /// ended are among them, which /proc does not tell any more.
     pub fn processes(&self) -> Vec<i32> {
@@ -197,37 +232,83 @@ impl EbpfSource {
         }
     }
 
-    /// Attaches the programs whose hooks exist: first those that follow
-    /// processes, so that no fork is missed.
+    /// Attaches programs for everything that is to be seen, each in the best
+    /// way that works here.
     fn attach(&mut self, btf: &Btf) -> Result<(), Refusal> {
-        let kernel_types =
+        let types =
             aya::Btf::from_sys_fs().map_err(|error| failure("read the kernel's types", &error))?;
-        let follow = self.processes.is_some();
-        let mut wanted: Vec<&'static Hook> = HOOKS.iter().filter(|hook| hook.exists(btf)).collect();
-        wanted.retain(|hook| follow || hook.sees != Sees::Processes);
-        wanted.sort_by_key(|hook| hook.sees != Sees::Processes);
-        for hook in wanted {
-            if hook.sees != Sees::Processes
-                && self
-                    .hooks
-                    .last()
-                    .is_some_and(|last| last.sees == Sees::Processes)
-            {
+        for sees in hooks::ALL {
+            if sees == Sees::Processes && self.processes.is_none() {
+                continue;
+            }
+            let mut seen = Seen::new(sees);
+            for way in hooks::ways(sees) {
+                match way
+                    .fits(btf)
+                    .and_then(|()| attach(&mut self.ebpf, way, &types))
+                {
+                    Ok(()) => {
+                        seen.way = Some(way);
+                        break;
+                    }
+                    Err(refusal) => seen.refused.push((way, refusal)),
+                }
+            }
+            if seen.way.is_none() && matches!(sees, Sees::Processes | Sees::Reads) {
+                return Err(seen.into_refusal());
+            }
+            self.seen.push(seen);
+            if sees == Sees::Processes {
+                // Whoever forks from now on is noticed.
                 self.refresh().map_err(Refusal::Target)?;
             }
-            let doing = format!("attach to the tracepoint {}", hook.tracepoint);
-            let program = self.ebpf.program_mut(hook.program);
-            let program: &mut BtfTracePoint = program
-                .ok_or_else(|| Refusal::Failed(format!("failed to {doing}: no such program")))?
-                .try_into()
-                .map_err(|error| failure(&doing, &error))?;
-            program
-                .load(hook.tracepoint, &kernel_types)
-                .map_err(|error| failure(&doing, &error))?;
-            program.attach().map_err(|error| failure(&doing, &error))?;
-            self.hooks.push(hook);
         }
         Ok(())
+    }
+}
+
+/// Attaches all programs of a way, or none.
+fn attach(ebpf: &mut Ebpf, way: &Way, types: &aya::Btf) -> Result<(), Refusal> {
+    let attached = way.hooks.iter().try_for_each(|hook| {
+        let doing = format!("attach to {hook}");
+        let program = ebpf
+            .program_mut(hook.program)
+            .ok_or_else(|| Refusal::Failed(format!("failed to {doing}: no such program")))?;
+        load_and_attach(program, hook, types).map_err(|error| failure(&doing, &error))
+    });
+    if attached.is_err() {
+        for hook in way.hooks {
+            // Those that did not get that far have nothing to unload.
+            let _ = match ebpf.program_mut(hook.program) {
+                Some(Program::BtfTracePoint(program)) => program.unload(),
+                Some(Program::FEntry(program)) => program.unload(),
+                Some(Program::FExit(program)) => program.unload(),
+                _ => Ok(()),
+            };
+        }
+    }
+    attached
+}
+
+fn load_and_attach(
+    program: &mut Program,
+    hook: &Hook,
+    types: &aya::Btf,
+) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => {
+            program.load(hook.name, types)?;
+            program.attach().map(drop)
+        }
+        Program::FEntry(program) => {
+            program.load(hook.name, types)?;
+            program.attach().map(drop)
+        }
+        Program::FExit(program) => {
+            program.load(hook.name, types)?;
+            program.attach().map(drop)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
@@ -235,6 +316,12 @@ impl AsFd for EbpfSource {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
+}
+
+/// From what /proc tells of a program's descriptor.
+fn recursion_misses(fdinfo: &str) -> Option<u64> {
+    let line = |line: &str| line.strip_prefix("recursion_misses:")?.trim().parse().ok();
+    fdinfo.lines().find_map(line)
 }
 
 /// The programs know processes by the numbers of the initial pid namespace; in
@@ -254,52 +341,48 @@ fn in_first_pid_namespace(proc_root: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Chunks on one side of the access map: twice what a page cache as large as
-/// memory takes when it is dense, so that the map stays half empty.
-fn chunks_per_side(memory: u64) -> u32 {
+/// Chunks on one side of an access map. One map for all has twice what a page
+/// cache as large as memory takes when it is dense, so that it stays half empty.
+/// Several share that, and each has room for what one CPU can use between two
+/// looks.
+fn chunks_per_side(memory: u64, maps: u32) -> u32 {
     let dense = memory / (migrator_common::access::CHUNK_PAGES * u64::from(kernel::page_size()));
-    (2 * dense).clamp(1 << 14, 1 << 22).next_power_of_two() as u32
+    let least = if maps == 1 { 1 << 14 } else { 1 << 13 };
+    let each = (2 * dense) / u64::from(maps.max(1));
+    each.clamp(least, 1 << 22).next_power_of_two() as u32
 }
 
-/// Tells the programs whom to observe.
-fn filter(target: &Target, config: &mut Config) -> Result<(), Refusal> {
+/// Tells the programs whom to observe. Gives the cgroup, where it is one that
+/// they can ask for.
+fn filter(target: &Target, config: &mut Config) -> Result<Option<File>, Refusal> {
     config.filter = match target {
         Target::All => FILTER_ALL,
         Target::Process(_) => FILTER_PROCESSES,
         Target::Cgroup(path) => {
             let directory = cgroup_directory(Path::new(PROC), path).map_err(Refusal::Target)?;
-            match cgroup2_level(&directory).map_err(|error| failure("read the cgroup", &error))? {
-                Some(level) => {
-                    let metadata = std::fs::metadata(&directory)
-                        .map_err(|error| failure("read the cgroup", &error))?;
-                    // A cgroup's id is its directory's inode number
-                    // (kernfs_node_id, kernel commit 67c0496e87d1).
-                    config.cgroup_id = metadata.ino();
-                    config.cgroup_level = level;
-                    FILTER_CGROUP
-                }
-                // The programs can't ask for a task's cgroup of version 1, so
-                // its members are observed one by one.
-                None => FILTER_PROCESSES,
+            let reading = |error: &(dyn Error + 'static)| failure("read the cgroup", error);
+            let system = statfs(&directory).map_err(|error| reading(&error))?;
+            if system.filesystem_type() == CGROUP2_SUPER_MAGIC {
+                config.filter = FILTER_CGROUP;
+                let cgroup = File::open(&directory).map_err(|error| reading(&error))?;
+                return Ok(Some(cgroup));
             }
+            // The programs can't ask for a task's cgroup of version 1, so
+            // its members are observed one by one.
+            FILTER_PROCESSES
         }
     };
-    Ok(())
+    Ok(None)
 }
 
-/// How deep a cgroup of version 2 is below the root; `None` for version 1.
-fn cgroup2_level(directory: &Path) -> nix::Result<Option<u32>> {
-    let is_cgroup2 =
-        |path: &Path| Ok::<_, nix::Error>(statfs(path)?.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    let mut directory: PathBuf = directory.canonicalize().map_err(|_| nix::Error::ENOENT)?;
-    if !is_cgroup2(&directory)? {
-        return Ok(None);
-    }
-    let mut level = 0;
-    while directory.pop() && is_cgroup2(&directory)? {
-        level += 1;
-    }
-    Ok(Some(level))
+/// Puts the cgroup into the programs' map, which then holds it.
+fn name_cgroup(ebpf: &mut Ebpf, cgroup: File) -> Result<(), Refusal> {
+    let map = ebpf
+        .map_mut("CGROUPS")
+        .ok_or_else(|| Refusal::Failed("the eBPF object has no map CGROUPS".into()))?;
+    CgroupArray::try_from(map)
+        .and_then(|mut map| map.set(0, cgroup, 0))
+        .map_err(|error| failure("name the cgroup to the programs", &error))
 }
 
 /// The descriptor of a map.
@@ -323,29 +406,57 @@ fn take<M: TryFrom<Map, Error: Error + 'static>>(
     M::try_from(map).map_err(|error| failure(&format!("open the eBPF map {name}"), &error))
 }
 
+/// What the kernel says where it has no trampolines for programs; of its own
+/// kind, and not known to user space (linux/errno.h).
+const ENOTSUPP: i32 = 524;
+
 /// Tells "not permitted" and "not there" from other failures.
 fn failure(doing: &str, error: &(dyn Error + 'static)) -> Refusal {
     let mut text = format!("failed to {doing}");
     let mut kind = None;
     let mut cause = Some(error);
     while let Some(error) = cause {
-        text = format!("{text}: {}", first_line(&error.to_string()));
+        match error.downcast_ref() {
+            Some(ProgramError::LoadError { verifier_log, .. }) => {
+                if let Some(reason) = reason(&verifier_log.to_string()) {
+                    let text = format!("{text}: the verifier says: {reason}");
+                    // Every kernel that has the hooks has these helpers too,
+                    // unless kernel_lockdown(7) takes them away.
+                    return match reason.contains("cannot use helper")
+                        || reason.contains("unknown func")
+                    {
+                        true => Refusal::NotPermitted(text),
+                        false => Refusal::Failed(text),
+                    };
+                }
+            }
+            _ => text = format!("{text}: {}", first_line(&error.to_string())),
+        }
         kind = error
             .downcast_ref::<io::Error>()
-            .map(io::Error::kind)
+            .map(|error| (error.raw_os_error(), error.kind()))
             .or(kind);
         cause = error.source();
     }
     match kind {
-        Some(io::ErrorKind::PermissionDenied) => Refusal::NotPermitted(format!(
+        Some((_, io::ErrorKind::PermissionDenied)) => Refusal::NotPermitted(format!(
             "{text}; it takes root (CAP_BPF and CAP_PERFMON), and a kernel that permits it"
         )),
-        Some(io::ErrorKind::NotFound) => Refusal::NotSupported(text),
+        Some((_, io::ErrorKind::NotFound) | (Some(ENOTSUPP), _)) => Refusal::NotSupported(text),
         _ => Refusal::Failed(text),
     }
 }
 
-/// The verifier's log is many pages long; its first line will do.
+/// What the verifier objects to: the last thing it says before its statistics.
+fn reason(log: &str) -> Option<&str> {
+    let lines = log.lines().map(str::trim);
+    lines
+        .take_while(|line| !line.starts_with("verification time") && !line.starts_with("processed"))
+        .filter(|line| !line.is_empty())
+        .last()
+}
+
+/// Some errors bring long texts along.
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
@@ -355,10 +466,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn misses_are_read() {
+        let text = "flags:\t02000002\nrun_cnt:\t0\nrecursion_misses:\t12\nverified_insns:\t9\n";
+        assert_eq!(recursion_misses(text), Some(12));
+        assert_eq!(recursion_misses("run_cnt:\t0\n"), None);
+    }
+
+    #[test]
+    fn the_verifier_tells_its_reason_last() {
+        let log = "func 'filemap_read' arg0 has btf_id 890 type STRUCT 'kiocb'\n\
+                   R1 invalid mem access 'scalar'\n\
+                   verification time 152 usec\nprocessed 9 insns (limit 1000000)\n";
+        assert_eq!(reason(log), Some("R1 invalid mem access 'scalar'"));
+        assert_eq!(reason(""), None);
+    }
+
+    #[test]
     fn the_map_grows_with_memory_within_bounds() {
-        assert_eq!(chunks_per_side(0), 1 << 14);
-        assert_eq!(chunks_per_side(24 << 30), 1 << 15);
-        assert_eq!(chunks_per_side(256 << 30), 1 << 18);
-        assert_eq!(chunks_per_side(1 << 50), 1 << 22);
+        assert_eq!(chunks_per_side(0, 1), 1 << 14);
+        assert_eq!(chunks_per_side(24 << 30, 1), 1 << 15);
+        assert_eq!(chunks_per_side(256 << 30, 1), 1 << 18);
+        assert_eq!(chunks_per_side(1 << 50, 1), 1 << 22);
+        assert_eq!(chunks_per_side(1 << 30, 2), 1 << 13);
+        assert_eq!(chunks_per_side(256 << 30, 16), 1 << 14);
     }
 }

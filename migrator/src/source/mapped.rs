@@ -3,7 +3,9 @@
 //! Touching a page that stands in the page table causes no event, so the hooks
 //! never see a database that lives in a mapping and was warm before. Neither
 //! do they see that a folio as large as a page table (2 MiB) is mapped at once
-//! (`filemap_map_pmd`). The page table itself tells, through `/proc/PID/pagemap`
+//! (`filemap_map_pmd`), nor that since 6.18 a smaller one is mapped as a whole,
+//! too: the hooks name the page, or the 16 around it. The page table itself
+//! tells, through `/proc/PID/pagemap`
 //! (Documentation/admin-guide/mm/pagemap.rst). It holds what fault-around
 //! mapped beside what was touched, as the fault hooks do.
 
@@ -71,6 +73,21 @@ pub fn has_huge_folios(process: &Path) -> io::Result<bool> {
     Ok(size.is_some_and(|size| size.trim() != "0 kB"))
 }
 
+/// How many pages of files, and of shared memory, a process has mapped; the
+/// kernel keeps count (`shared` of proc_pid_statm(5)). Where the count has not
+/// changed, nothing was mapped. Before 6.16 it is not exact.
+///
+/// # Errors
+/// The process is gone.
+pub fn count(process: &Path) -> io::Result<u64> {
+    let statm = fs::read_to_string(process.join("statm"))?;
+    // size resident shared text lib data dt
+    let shared = statm.split_whitespace().nth(2);
+    shared
+        .and_then(|pages| pages.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm has no third number"))
+}
+
 /// The runs of pages that are present, where the first entry is for `first`.
 fn present(entries: &[u8], first: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
@@ -98,6 +115,15 @@ mod tests {
             let rollup = format!("0-1 ---p 0 00:00 0 [rollup]\nRss: 9 kB\nFilePmdMapped: {size}\n");
             fs::write(process.path().join("smaps_rollup"), rollup).unwrap();
             assert_eq!(has_huge_folios(process.path()).unwrap(), huge);
+        }
+    }
+
+    #[test]
+    fn the_pages_of_files_are_counted() {
+        let process = tempfile::tempdir().unwrap();
+        for (statm, pages) in [("1408 392 311 13 0 115 0\n", Some(311)), ("1 2", None)] {
+            fs::write(process.path().join("statm"), statm).unwrap();
+            assert_eq!(count(process.path()).ok(), pages);
         }
     }
 

@@ -6,7 +6,9 @@
 //! finds them:
 //! - Residency: only pages that mincore(2) calls resident are touched, under
 //!   `MADV_RANDOM`, which switches readahead off for faults. A page that is
-//!   evicted in between is read again, alone.
+//!   evicted in between is read again, alone. `MADV_NOHUGEPAGE` keeps
+//!   khugepaged away: on newer kernels (seen with 7.3) it takes a mapping of
+//!   which a few pages are resident as a reason to read in the huge page.
 //! - Flags: a fault marks nothing, but unmapping a page that was touched
 //!   counts as an access, unless the mapping is one of sequential or (since
 //!   Linux 6.3, `vma_has_recency`) random access. So it is made sequential
@@ -67,7 +69,8 @@ const CAP_FOWNER: u32 = 3;
 pub struct PageState {
     /// Used since it came, or since it was last moved in its list.
     pub referenced: bool,
-    /// On the active list: used more than once. Means nothing under MGLRU.
+    /// On the active list: used more than once. /proc shows it under the
+    /// multi-generational LRU, too, where it means nothing.
     pub active: bool,
 }
 
@@ -85,8 +88,8 @@ pub struct StateRun {
 /// Why page flags can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum PageFlagsError {
-    /// The kernel is built without them.
-    #[error("{0} is not there: the kernel is built without CONFIG_PROC_PAGE_MONITOR")]
+    /// The kernel does not have them.
+    #[error("{0}")]
     NotSupported(String),
     /// They are for root.
     #[error("{0}")]
@@ -120,7 +123,10 @@ impl PageFlags {
         let open = |name: &str| {
             let path = proc_root.join(name);
             File::open(&path).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => PageFlagsError::NotSupported(path.display().to_string()),
+                io::ErrorKind::NotFound => PageFlagsError::NotSupported(format!(
+                    "there is no {}: the kernel is built without CONFIG_PROC_PAGE_MONITOR",
+                    path.display()
+                )),
                 io::ErrorKind::PermissionDenied => PageFlagsError::NotPermitted(format!(
                     "failed to open {}: only root may (CAP_SYS_ADMIN)",
                     path.display()
@@ -367,7 +373,11 @@ impl Window {
             page_size,
         };
         window.advise(MmapAdvise::MADV_RANDOM)?;
-        Ok(window)
+        match window.advise(MmapAdvise::MADV_NOHUGEPAGE) {
+            // A kernel without huge pages does not know the advice.
+            Ok(()) | Err(Errno::EINVAL) => Ok(window),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn address(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -143,6 +143,11 @@ fn run(step: &Step) -> io::Result<()> {
             offsets
                 .iter()
                 .try_for_each(|offset| file.write_all_at(&bytes, *offset))
+        }
+        Step::Hold(path) => {
+            // Until this process ends.
+            let _ = File::open(path)?.into_raw_fd();
+            Ok(())
         }
         Step::Run(command) => {
             let output = Command::new(&command[0]).args(&command[1..]).output()?;

@@ -111,7 +111,7 @@ impl Kernel {
     /// When it can't be mapped.
     pub fn map(&self) -> anyhow::Result<AccessMap> {
         let [keys, bits, sides] = [&self.keys, &self.bits, &self.sides].map(descriptor);
-        AccessMap::new(keys?, bits?, sides?, self.chunks).context("failed to map the access map")
+        AccessMap::new(keys?, bits?, sides?, self.chunks, 1).context("failed to map the access map")
     }
 
     /// Marks chunks on the side that is written, each in the first free place of

@@ -9,8 +9,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::arm::Arm;
-use crate::command;
 use crate::workspace::Workspace;
+use crate::{command, marked};
+
+/// Who writes docs/benchmarks.md.
+const TASK: &str = "cargo xtask bench";
 
 /// One of the things that a benchmark compares.
 pub(crate) trait Compared: Clone + PartialEq {
@@ -130,7 +133,7 @@ impl<A: Compared> Record<A> {
         let path = workspace.root.join("docs/benchmarks.md");
         let old = fs::read_to_string(&path)
             .with_context(|| format!("failed to read {}", path.display()))?;
-        fs::write(&path, replace(&old, &self.name, text))
+        fs::write(&path, marked::replace(&old, &self.name, TASK, text))
             .with_context(|| format!("failed to write {}", path.display()))
     }
 }
@@ -212,21 +215,6 @@ fn lines(record: &Value) -> String {
     text + "}\n"
 }
 
-/// Replaces what is between the markers of a part, or adds it at the end.
-fn replace(document: &str, part: &str, text: &str) -> String {
-    let begin = format!("<!-- begin {part}: written by cargo xtask bench -->\n");
-    let end = format!("<!-- end {part} -->\n");
-    let text = format!("{begin}{}\n{end}", text.trim_end());
-    let found = document.split_once(&begin).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(&end)?;
-        Some((before, after))
-    });
-    match found {
-        Some((before, after)) => format!("{before}{text}{after}"),
-        None => format!("{}\n\n{text}", document.trim_end()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,15 +255,5 @@ mod tests {
     fn numbers_are_those_of_the_arm() {
         assert_eq!(record().numbers(Arm::Criu, "bytes"), [1.0, 3.0]);
         assert!(record().numbers(Arm::Move, "bytes").is_empty());
-    }
-
-    #[test]
-    fn a_part_is_replaced_in_its_place() {
-        let first = replace("# Title\n", "a", "one");
-        let both = replace(&first, "b", "two");
-        let again = replace(&both, "a", "three\n");
-        assert_eq!(again, both.replace("one", "three"));
-        assert!(again.starts_with("# Title\n\n<!-- begin a"), "{again}");
-        assert!(again.ends_with("two\n<!-- end b -->\n"), "{again}");
     }
 }

@@ -4,11 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Parts of lines that tell of a fault. The kernel's are from lib/bug.c,
-/// kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c, kernel/rcu and
+/// kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c, kernel/rcu,
+/// kernel/locking/lockdep.c (until 4.10, later they are warnings) and
 /// net/sched/sch_generic.c.
 const FAULTS: &[&str] = &[
     "BUG: ",
+    "INFO: inconsistent ",
+    "INFO: possible ",
     "INFO: rcu",
+    "INFO: suspicious ",
     "INFO: task ",
     "Kernel panic",
     "NETDEV WATCHDOG",

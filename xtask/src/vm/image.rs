@@ -21,6 +21,7 @@ const PACKAGES: &[&str] = &[
     "ca-certificates",
     "criu",
     "crun",
+    "e2fsprogs",
     "fio",
     "iproute2",
     "iptables",
@@ -37,7 +38,9 @@ const PACKAGES: &[&str] = &[
     "runc",
     "strace",
     "tini",
+    "util-linux-extra",
     "vmtouch",
+    "xfsprogs",
 ];
 
 /// How large the root is for the guest; the file holds only what is written.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,7 +30,7 @@ const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "e
 
 /// A kernel with its modules.
 #[derive(Debug, Clone)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     directory: PathBuf,
 }
 
@@ -54,6 +55,44 @@ impl Kernel {
                 .with_context(|| format!("failed to create {}", directory.display()))?;
         }
         Ok(Self { directory })
+    }
+
+    /// A kernel that has built in all that it needs, laid out in a directory.
+    ///
+    /// # Errors
+    /// When the file can't be read or is no kernel.
+    pub(super) fn of_image(image: &Path, cache: &Path, directory: &Path) -> Result<Self> {
+        let (boot, modules) = (directory.join("boot"), directory.join("modules"));
+        image::remove(directory)?;
+        fs::create_dir_all(boot.join("modules"))?;
+        fs::create_dir_all(boot.join("bin"))?;
+        fs::create_dir_all(&modules)?;
+        fs::write(boot.join("modules/order"), "")?;
+        fs::copy(busybox(cache)?, boot.join("bin/busybox")).context("failed to copy busybox")?;
+        fs::copy(image, directory.join("vmlinuz"))
+            .with_context(|| format!("failed to copy {}", image.display()))?;
+        image::ext4(&modules, &directory.join("modules.img"), "1M")?;
+        let kernel = Self {
+            directory: directory.to_owned(),
+        };
+        kernel.release()?;
+        Ok(kernel)
+    }
+
+    /// What `uname -r` says in a guest that runs it.
+    ///
+    /// # Errors
+    /// When the image can't be read, or does not say.
+    pub(crate) fn release(&self) -> Result<String> {
+        let path = self.image();
+        let image =
+            fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        release(&image).with_context(|| {
+            format!(
+                "failed to find a Linux kernel for x86 in {}",
+                path.display()
+            )
+        })
     }
 
     /// What QEMU boots.
@@ -92,6 +131,31 @@ impl Kernel {
         }
         Ok(())
     }
+}
+
+/// The suite of a kernel's name, which may be its own.
+///
+/// # Errors
+/// When it names none.
+pub(crate) fn suite(name: &str) -> Result<&str> {
+    parse(name).map(|(suite, _)| suite)
+}
+
+/// The release in the header of an image (Documentation/arch/x86/boot.rst,
+/// `kernel_version`): the first word of a text.
+fn release(image: &[u8]) -> Option<String> {
+    const MAGIC: Range<usize> = 0x202..0x206;
+    const VERSION: Range<usize> = 0x20e..0x210;
+    if image.get(MAGIC)? != b"HdrS" {
+        return None;
+    }
+    let offset = u16::from_le_bytes(image.get(VERSION)?.try_into().ok()?);
+    let text = image.get(0x200 + usize::from(offset)..)?;
+    let word = text.split(|byte| *byte == b' ' || *byte == 0).next()?;
+    let release = str::from_utf8(word).ok()?;
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_~".contains(&byte);
+    (release.starts_with(|first: char| first.is_ascii_digit()) && release.bytes().all(sound))
+        .then(|| release.to_owned())
 }
 
 /// Suite and package of a kernel's name.
@@ -294,6 +358,21 @@ mod tests {
         for wrong in ["", "4.4", "../etc", "-o", "sid:", "sid:-o", "sid:a/b"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_image_tells_its_release() {
+        let mut image = vec![0; 0x300];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e] = 0x50;
+        image[0x250..0x276].copy_from_slice(b"4.4.302-x+ (a@b) #1 SMP Thu Jan 1 1970");
+        assert_eq!(release(&image).as_deref(), Some("4.4.302-x+"));
+        // It becomes part of paths.
+        image[0x250..0x254].copy_from_slice(b"4./.");
+        assert_eq!(release(&image), None);
+        image[0x20f] = 0xff;
+        assert_eq!(release(&image), None);
+        assert_eq!(release(b"MZ"), None);
     }
 
     #[test]

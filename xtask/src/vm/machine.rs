@@ -53,7 +53,7 @@ impl Accelerator {
             initrd,
             parameters: "migrator.probe",
             disks: &[],
-            network: &[],
+            devices: &[],
             processors: 1,
             memory: 256,
             accelerator: Self::Kvm,
@@ -116,8 +116,8 @@ pub(super) struct Plan<'a> {
     /// More parameters of the kernel.
     pub(super) parameters: &'a str,
     pub(super) disks: &'a [Disk],
-    /// QEMU's arguments for the network card.
-    pub(super) network: &'a [String],
+    /// QEMU's arguments for its network cards, or for what else it has.
+    pub(super) devices: &'a [String],
     pub(super) processors: u32,
     /// MiB.
     pub(super) memory: u32,
@@ -175,7 +175,7 @@ impl Machine {
             qemu.arg("-drive")
                 .arg(format!("file={image},format=raw,if=virtio,{mode}"));
         }
-        qemu.args(plan.network);
+        qemu.args(plan.devices);
         Ok(Self {
             name: name.to_owned(),
             process: Process::start(&qemu, console.path())?,

@@ -1,13 +1,16 @@
-//! `--source procfs`: the LRU's flags of the files that the target has open or
-//! mapped.
+//! `--source kmod` and `--source procfs`: the LRU's flags of the files that the
+//! target has open or mapped.
 //!
-//! It needs nothing in the kernel, and knows less than the other sources:
+//! The flags come from the kernel module ([`kmod`](super::kmod)), or from /proc
+//! without anything in the kernel ([`pageflags`](super::pageflags)). Either way
+//! they tell less than the eBPF source:
 //! - Only files that are open or mapped at the time of a sample.
 //! - Use by anybody counts, not only by the target.
 //! - Pages used through a mapping that still stands look unused, and are left
 //!   out with those that were only read ahead ([`pageflags`](super::pageflags)).
-//! - Under the multi-generational LRU there is no second step: what was used
-//!   lately has heat 1, all else is left out.
+//! - Under the multi-generational LRU the active flag means nothing. What was
+//!   used lately has heat 1, all else is left out; only the module can tell
+//!   what was used again.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -20,6 +23,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use super::Refusal;
+use super::kmod::Module;
 use super::pageflags::{PageFlags, PageFlagsError, PageState, StateRun, drain_batches};
 use crate::file::{Resolver, Unresolved};
 use crate::kernel::lru_gen_enabled;
@@ -30,8 +34,17 @@ use crate::target::{Target, TargetError};
 #[derive(Debug)]
 pub struct Sampler {
     proc_root: PathBuf,
-    flags: PageFlags,
+    flags: Flags,
     lru_gen: bool,
+}
+
+/// Where the flags of a file's pages come from.
+#[derive(Debug)]
+enum Flags {
+    /// From /proc.
+    Procfs(PageFlags),
+    /// From the kernel module.
+    Kmod(Module),
 }
 
 /// What the page cache holds of the target's files now. The caller takes one
@@ -63,26 +76,73 @@ pub enum Reason {
 }
 
 impl Sampler {
-    /// Opens what is needed below `proc_root` (`/proc`) and `sys_root` (`/sys`).
+    /// Samples by /proc: opens what is needed below `proc_root` (`/proc`) and
+    /// `sys_root` (`/sys`).
     ///
     /// # Errors
     /// Says apart what the kernel does not have and what it does not permit.
-    pub fn open(proc_root: &Path, sys_root: &Path) -> Result<Self, PageFlagsError> {
+    pub fn procfs(proc_root: &Path, sys_root: &Path) -> Result<Self, PageFlagsError> {
         Ok(Self {
             proc_root: proc_root.to_owned(),
-            flags: PageFlags::open(proc_root)?,
+            flags: Flags::Procfs(PageFlags::open(proc_root)?),
+            lru_gen: lru_gen_enabled(sys_root),
+        })
+    }
+
+    /// Samples by the kernel module, whose device is `device`.
+    ///
+    /// # Errors
+    /// As [`Module::open`].
+    pub fn kmod(device: &Path, proc_root: &Path, sys_root: &Path) -> Result<Self, PageFlagsError> {
+        Ok(Self {
+            proc_root: proc_root.to_owned(),
+            flags: Flags::Kmod(Module::open(device)?),
             lru_gen: lru_gen_enabled(sys_root),
         })
     }
 
     /// How well it works here, in words.
     pub fn what_it_knows(&self) -> &'static str {
-        if self.lru_gen {
-            "the referenced flag of open and mapped files, without ranks, because the \
-             multi-generational LRU is on (/sys/kernel/mm/lru_gen/enabled); use by anybody counts"
-        } else {
-            "the LRU flags of open and mapped files; use by anybody counts"
+        match (&self.flags, self.lru_gen) {
+            (Flags::Procfs(_), false) => {
+                "the LRU flags of open and mapped files; use by anybody counts"
+            }
+            (Flags::Procfs(_), true) => {
+                "the referenced flag of open and mapped files, without ranks, because the \
+                 multi-generational LRU is on (/sys/kernel/mm/lru_gen/enabled); use by anybody counts"
+            }
+            (Flags::Kmod(_), false) => {
+                "the LRU flags of open and mapped files, from the module hotpages; use by anybody \
+                 counts"
+            }
+            (Flags::Kmod(_), true) => {
+                "the referenced flag of open and mapped files, and which were read again, from the \
+                 module hotpages, because the multi-generational LRU is on \
+                 (/sys/kernel/mm/lru_gen/enabled); use by anybody counts"
+            }
         }
+    }
+
+    /// Tries it on our own program: whether it works here, and how well.
+    ///
+    /// # Errors
+    /// What should work and does not.
+    pub fn probe(&self) -> Result<&'static str, Refusal> {
+        let program = self.proc_root.join("self/exe");
+        let failed = |source: io::Error| PageFlagsError::Failed {
+            verb: format!("open {}", program.display()),
+            source,
+        };
+        let file = File::open(&program).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        self.drain()?;
+        if self.scan_part(&file, 0..size)?.is_empty() {
+            // We are running, so that a part of our program is.
+            return Err(Refusal::Failed(
+                "no page of our own program seems to be resident".into(),
+            ));
+        }
+        Ok(self.what_it_knows())
     }
 
     /// Looks at all files of the target once. A target that has ended has none.
@@ -95,7 +155,7 @@ impl Sampler {
             listed => listed?,
         };
         let observation = resolver.observe(processes);
-        drain_batches();
+        self.drain()?;
         let mut sample = Sample::default();
         for key in observation.inodes {
             let file = match resolver.resolve(key) {
@@ -121,8 +181,34 @@ impl Sampler {
     /// # Errors
     /// As [`PageFlags::scan`].
     pub fn hot_part(&self, file: &File, part: Range<u64>) -> Result<Vec<Run>, PageFlagsError> {
-        let states = self.flags.scan_part(file, part)?;
-        Ok(hot_runs(&states, self.lru_gen))
+        Ok(hot_runs(&self.scan_part(file, part)?))
+    }
+
+    /// Has the kernel put pages where their use says that they belong.
+    fn drain(&self) -> Result<(), PageFlagsError> {
+        match &self.flags {
+            Flags::Procfs(_) => {
+                drain_batches();
+                Ok(())
+            }
+            Flags::Kmod(module) => module.drain(),
+        }
+    }
+
+    /// The states of the resident pages of a part of a file, in bytes.
+    fn scan_part(&self, file: &File, part: Range<u64>) -> Result<Vec<StateRun>, PageFlagsError> {
+        match &self.flags {
+            Flags::Kmod(module) => module.scan_part(file, part),
+            Flags::Procfs(flags) => {
+                let mut states = flags.scan_part(file, part)?;
+                if self.lru_gen {
+                    for run in &mut states {
+                        run.state.active = false;
+                    }
+                }
+                Ok(states)
+            }
+        }
     }
 
     /// The hot pages of a file.
@@ -134,10 +220,10 @@ impl Sampler {
             }
             Err(_) => return Ok(Err(Reason::Failed)),
         };
-        match self.flags.scan(&file, identity.size) {
+        match self.scan_part(&file, 0..identity.size) {
             Ok(states) => Ok(Ok(HotFile {
                 identity,
-                runs: hot_runs(&states, self.lru_gen),
+                runs: hot_runs(&states),
             })),
             // No page of any file would do better.
             Err(error @ PageFlagsError::NotPermitted(_)) => Err(error.into()),
@@ -155,30 +241,6 @@ pub enum SampleError {
     /// Page flags can't be read.
     #[error(transparent)]
     PageFlags(#[from] PageFlagsError),
-}
-
-/// Whether this source works here: tries it on our own program. Says how well
-/// it works.
-///
-/// # Errors
-/// Says apart what the kernel does not have, what it does not permit, and what
-/// should work and does not.
-pub fn probe(proc_root: &Path, sys_root: &Path) -> Result<String, Refusal> {
-    let sampler = Sampler::open(proc_root, sys_root)?;
-    let program = proc_root.join("self/exe");
-    let failed = |source: io::Error| PageFlagsError::Failed {
-        verb: format!("open {}", program.display()),
-        source,
-    };
-    let file = File::open(&program).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    if sampler.flags.scan(&file, size)?.is_empty() {
-        // We are running, so that a part of our program is.
-        return Err(Refusal::Failed(
-            "no page of our own program seems to be resident".into(),
-        ));
-    }
-    Ok(sampler.what_it_knows().into())
 }
 
 impl From<PageFlagsError> for Refusal {
@@ -213,9 +275,9 @@ fn open(identity: &FileIdentity) -> io::Result<File> {
 /// Ranks pages: what was used on the inactive list, what is on the active
 /// list, and what was used there again. Resident pages that are neither were
 /// read ahead and not used; they are no part of the working set.
-fn hot_runs(states: &[StateRun], lru_gen: bool) -> Vec<Run> {
+fn hot_runs(states: &[StateRun]) -> Vec<Run> {
     let heat = |state: PageState| -> Heat {
-        match (state.active && !lru_gen, state.referenced) {
+        match (state.active, state.referenced) {
             (false, false) => 0,
             (false, true) => 1,
             (true, false) => 2,
@@ -274,25 +336,23 @@ mod tests {
             (30, 1, false, true),
         ]);
         assert_eq!(
-            hot_runs(&states, false),
+            hot_runs(&states),
             runs(&[(10, 5, 1), (15, 1, 2), (16, 2, 3), (30, 1, 2)])
         );
-        // The active flag means nothing: what is left joins.
-        assert_eq!(hot_runs(&states, true), runs(&[(10, 5, 1), (16, 2, 1)]));
     }
 
     #[test]
     fn neighbours_of_one_heat_join() {
-        let states = states(&[(0, 3, true, false), (3, 4, true, true), (7, 1, true, false)]);
-        assert_eq!(hot_runs(&states, true), runs(&[(0, 8, 1)]));
+        let states = states(&[(0, 3, true, false), (3, 4, true, false), (7, 1, true, true)]);
+        assert_eq!(hot_runs(&states), runs(&[(0, 7, 1), (7, 1, 3)]));
     }
 
     #[test]
     fn runs_longer_than_the_list_can_say_are_split() {
         let long = u64::from(u32::MAX) + 10;
-        let states = states(&[(0, 5, true, false), (5, long, true, true)]);
+        let states = states(&[(0, 5, true, false), (5, long, true, false)]);
         assert_eq!(
-            hot_runs(&states, true),
+            hot_runs(&states),
             runs(&[(0, u32::MAX, 1), (u64::from(u32::MAX), 15, 1)])
         );
     }
@@ -301,8 +361,8 @@ mod tests {
     fn a_kernel_without_page_flags_is_not_supported() {
         let empty = tempfile::tempdir().expect("a directory");
         assert!(matches!(
-            probe(empty.path(), empty.path()),
-            Err(Refusal::NotSupported(_))
+            Sampler::procfs(empty.path(), empty.path()),
+            Err(PageFlagsError::NotSupported(_))
         ));
     }
 }
