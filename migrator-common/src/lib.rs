@@ -27,4 +27,6 @@ mod user {
     unsafe impl aya::Pod for access::ChunkBits {}
     // SAFETY: as above.
     unsafe impl aya::Pod for access::Sides {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for access::Cursor {}
 }

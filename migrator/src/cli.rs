@@ -104,6 +104,17 @@ pub struct ObserveArgs {
     pub min_heat: u8,
 }
 
+/// Whether `track` observes in windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WindowsChoice {
+    /// Without --for.
+    Auto,
+    /// Also with --for.
+    Always,
+    /// All the time, whatever that costs.
+    Never,
+}
+
 /// `migrator track`
 #[derive(Debug, Args)]
 pub struct TrackArgs {
@@ -119,6 +130,10 @@ pub struct TrackArgs {
     /// Stop after this time; without it, at Ctrl-C or when the process ends.
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// Observe in windows, so that it costs next to nothing: the first 10 epochs, then one in
+    /// every 12 (much is new) to 60 (nothing is); only with source ebpf.
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub windows: WindowsChoice,
     /// Write the page index list to this file, atomically.
     #[arg(long, value_name = "LIST")]
     pub output: Option<PathBuf>,

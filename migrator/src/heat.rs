@@ -169,6 +169,21 @@ impl HeatMap {
         self.forgotten
     }
 
+    /// The pages of a chunk that were used more than once, a bit each.
+    pub fn used_again(&self, file: FileId, chunk: u32) -> [u64; CHUNK_WORDS] {
+        let mut found = [0; CHUNK_WORDS];
+        let chunk = self.files.get(&file).and_then(|chunks| chunks.get(&chunk));
+        if let Some(chunk) = chunk {
+            let mut pages = chunk.pages.iter();
+            for (found, known) in found.iter_mut().zip(chunk.known) {
+                for (bit, page) in ones(known).zip(&mut pages) {
+                    *found |= u64::from(page & AGAIN != 0) << bit;
+                }
+            }
+        }
+        found
+    }
+
     /// The files of which pages are known.
     pub fn files(&self) -> impl Iterator<Item = FileId> {
         self.files.keys().copied()

@@ -12,6 +12,7 @@ pub mod container;
 pub mod criu;
 pub mod criu_hook;
 pub mod destination;
+pub mod duty;
 pub mod exit;
 pub mod file;
 pub mod format;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::duty::{self, Duty};
 use crate::signals::Signals;
 use crate::tracker::Tracker;
 
@@ -58,8 +59,9 @@ impl Epochs {
     }
 }
 
-/// Observes for some time, or until a signal comes or the target is gone.
-/// `each` is called after each epoch of length `interval`.
+/// Observes for some time, or until a signal comes or the target is gone: all the
+/// time, or as `duty` says. `each` is called after each epoch of length `interval`,
+/// in pauses as well.
 ///
 /// # Errors
 /// The source failed, or `each` did.
@@ -67,30 +69,70 @@ pub fn observe(
     tracker: &mut Tracker,
     interval: Duration,
     duration: Option<Duration>,
+    mut duty: Option<Duty>,
     signals: &Signals,
     mut each: impl FnMut(&mut Tracker) -> anyhow::Result<()>,
 ) -> anyhow::Result<Ended> {
     let began = Instant::now();
     let end = duration.map(|duration| began + duration);
     let mut epoch = began + interval;
+    // Epochs that are left of a pause.
+    let mut pause = 0;
+    if duty.is_some() {
+        tracker.gather_news();
+    }
     loop {
         let now = Instant::now();
         if end.is_some_and(|end| now >= end) {
             return Ok(Ended::TimeUp);
         }
         if now >= epoch {
-            tracker.next_epoch()?;
+            if !tracker.is_paused() {
+                tracker.next_epoch()?;
+            }
             // An epoch that took too long is not made up for by short ones.
             epoch = (epoch + interval).max(now);
             each(tracker)?;
             if !tracker.is_alive() {
                 return Ok(Ended::TargetGone);
             }
+            if let Some(duty) = &mut duty {
+                pause = obey(tracker, duty, pause)?;
+                // A window is not shorter for what it takes to open it.
+                epoch = Instant::now() + interval;
+            }
         }
-        let next = epoch.min(now + COLLECT_EVERY).min(end.unwrap_or(epoch));
+        let mut next = epoch.min(end.unwrap_or(epoch));
+        if !tracker.is_paused() {
+            next = next.min(now + COLLECT_EVERY);
+        }
         if signals.wait(tracker.wakes(), next.saturating_duration_since(now))? {
             return Ok(Ended::Interrupted);
         }
         tracker.collect()?;
+    }
+}
+
+/// Begins a pause or ends it, where it is time for that. `left` is how many epochs
+/// of a pause are left, with the one that is over; gives how many are then.
+fn obey(tracker: &mut Tracker, duty: &mut Duty, left: u32) -> anyhow::Result<u32> {
+    match left {
+        0 => {
+            let pause = duty.pause(tracker.news());
+            if pause.epochs > 0 {
+                tracker.pause(pause.fades)?;
+            }
+            Ok(pause.epochs)
+        }
+        1 => match tracker.resume() {
+            Ok(()) => Ok(0),
+            // Memory may be short, or another tracer in our place. What is known
+            // so far is worth more than the end of a tracker that was left on.
+            Err(error) => {
+                eprintln!("migrator: warning: {error:#}; the next window is tried later");
+                Ok(duty::EVERY.0)
+            }
+        },
+        left => Ok(left - 1),
     }
 }

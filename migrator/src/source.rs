@@ -5,6 +5,7 @@ mod atomics;
 pub mod ebpf;
 pub mod hooks;
 pub mod kmod;
+mod links;
 pub mod lru;
 pub mod mapped;
 pub mod object;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
+use crate::duty::{News, Window};
 use crate::file::{InodeKey, Resolver};
 use crate::heat::{FileId, HeatMap};
 use crate::kernel;
@@ -51,6 +52,12 @@ pub struct Tracker {
     mapped: HashMap<i32, u64>,
     /// When the access map was emptied.
     drained_at: Instant,
+    /// What the present epoch shows, where somebody wants to know.
+    window: Option<Window>,
+    /// Since when it is observed; nothing in a pause.
+    observing: Option<Instant>,
+    /// How long it was before.
+    observed: Duration,
 }
 
 /// What is known at one moment.
@@ -113,6 +120,9 @@ impl Tracker {
             looked_at: None,
             mapped: HashMap::new(),
             drained_at: Instant::now(),
+            window: None,
+            observing: Some(Instant::now()),
+            observed: Duration::ZERO,
         };
         tracker.look_at_processes();
         Ok((tracker, chosen))
@@ -142,13 +152,70 @@ impl Tracker {
             }
     }
 
+    /// Whether [`Self::pause`] spares anybody anything. Samples cost only when
+    /// they are taken.
+    pub fn can_pause(&self) -> bool {
+        matches!(self.source, Source::Ebpf(_))
+    }
+
+    /// Observes nothing until [`Self::resume`], and has nothing of ours run at the
+    /// page cache's hooks. What was seen is kept, and counts as if as many epochs
+    /// had passed since as `fades` says.
+    ///
+    /// # Errors
+    /// The source failed.
+    pub fn pause(&mut self, fades: u32) -> anyhow::Result<()> {
+        if let (Source::Ebpf(source), Some(since)) = (&mut self.source, self.observing) {
+            source.detach();
+            self.collect()?;
+            (0..fades).for_each(|_| self.heat.next_epoch());
+            self.observed += since.elapsed();
+            self.observing = None;
+        }
+        Ok(())
+    }
+
+    /// Goes on to observe; what processes have come to map meanwhile is looked
+    /// at as in the beginning.
+    ///
+    /// # Errors
+    /// The kernel does not permit it any more; it is still a pause, then.
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        if let (Source::Ebpf(source), None) = (&mut self.source, self.observing) {
+            source.attach_again().context("failed to observe again")?;
+            self.observing = Some(Instant::now());
+            self.look_at_processes();
+        }
+        Ok(())
+    }
+
+    /// Whether it is a pause.
+    pub fn is_paused(&self) -> bool {
+        self.observing.is_none()
+    }
+
+    /// How long it was observed, without the pauses.
+    pub fn observed(&self) -> Duration {
+        self.observed + self.observing.map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
+    /// From now on what epochs show is gathered for [`Self::news`].
+    pub fn gather_news(&mut self) {
+        self.window = Some(Window::default());
+    }
+
+    /// What was hot since the last call, where that is gathered.
+    pub fn news(&mut self) -> News {
+        self.window.as_mut().map(Window::news).unwrap_or_default()
+    }
+
     /// Takes over what the source has seen. Wants to be called whenever
     /// [`Self::wakes`] is readable, and ten times a second.
     ///
     /// # Errors
     /// The source failed.
     pub fn collect(&mut self) -> anyhow::Result<()> {
-        let Source::Ebpf(source) = &mut self.source else {
+        let (Source::Ebpf(source), Some(_)) = (&mut self.source, self.observing) else {
             return Ok(());
         };
         loop {
@@ -166,6 +233,9 @@ impl Tracker {
                             device: key.device(),
                             inode: key.inode,
                         };
+                        if let Some(window) = &mut self.window {
+                            window.see(&self.heat, file, key.chunk(), bits);
+                        }
                         self.heat.mark(file, key.chunk(), bits);
                     })
                     .context("failed to empty the access map")?;
@@ -216,7 +286,7 @@ impl Tracker {
                     self.look_at_processes();
                 }
                 self.collect()?;
-                self.observed(min_heat)
+                self.as_observed(min_heat)
             }
             Source::Lru(_) => {
                 self.sample()?;
@@ -263,7 +333,7 @@ impl Tracker {
     }
 
     /// What accesses say.
-    fn observed(&mut self, min_heat: Heat) -> Snapshot {
+    fn as_observed(&mut self, min_heat: Heat) -> Snapshot {
         let mut snapshot = Snapshot::new(self.heat.forgotten());
         if let Source::Ebpf(source) = &self.source {
             snapshot.counters = source.counters();

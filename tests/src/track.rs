@@ -35,7 +35,8 @@ pub struct Tracked {
 
 impl Track {
     /// Starts `track --source ebpf --json` with more arguments, and comes back
-    /// when it observes: what is used from then on is seen.
+    /// when it observes: what is used from then on is seen, unless the arguments
+    /// ask for windows.
     ///
     /// # Panics
     /// When it ends before; the panic tells what it said.
@@ -58,6 +59,9 @@ impl Track {
             .args(["track", "--source", source, "--json", "--output"])
             .arg(&output)
             .args(args);
+        if !args.iter().any(|arg| arg.as_ref() == "--windows") {
+            command.args(["--windows", "never"]);
+        }
         Self::spawn(command, output)
     }
 

@@ -718,6 +718,8 @@ fn what_migrator_itself_does_is_not_listed() {
             "--json",
             "--save-every",
             "100ms",
+            "--windows",
+            "never",
         ]);
         command
             .args(["--interval", "100ms", "--output"])

@@ -2,7 +2,7 @@
 //!
 //! An experiment on the test hosts moves a process in several ways ([`arm`]), in
 //! turns, and looks from outside how much it reads when ([`watch`], [`curve`]).
-//! [`list`] and [`quality`] run a program on this host.
+//! [`list`], [`quality`] and [`overhead`] run a program on this host.
 
 pub(crate) mod arm;
 pub(crate) mod curve;
@@ -10,6 +10,7 @@ mod figure1;
 mod figure2;
 mod host;
 mod list;
+mod overhead;
 pub(crate) mod plot;
 mod quality;
 mod record;
@@ -47,6 +48,8 @@ enum Experiment {
     Figure2(Figure),
     /// From the kernel's map to a list and back: time, size and memory
     List(list::Args),
+    /// What it costs a process to be observed, beside other ways to do it
+    Overhead(overhead::Args),
     /// What share of reads hits what was prefetched, by policy and budget
     Quality(quality::Args),
 }
@@ -85,6 +88,7 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
         Experiment::Figure1(figure) => figure.run(workspace, &figure1::FIGURE),
         Experiment::Figure2(figure) => figure.run(workspace, &figure2::FIGURE),
         Experiment::List(args) => list::run(workspace, &args),
+        Experiment::Overhead(args) => overhead::run(workspace, &args),
         Experiment::Quality(args) => quality::run(workspace, &args),
     }
 }

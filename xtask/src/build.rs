@@ -56,7 +56,10 @@ pub(crate) fn with_modules(workspace: &Workspace, kernels: &[String]) -> Result<
     let rustc = Rustc::find(workspace)?;
 
     println!("Building the eBPF object with {ebpf_rustc}, {linker}");
-    let object = ebpf_object(workspace, &toolchain)?;
+    let object = place(
+        &ebpf_object(workspace, &toolchain, "migrator-ebpf")?,
+        &workspace.dist().join(OBJECT),
+    )?;
     println!("Building the static migrator with {}", rustc.version);
     let binary = static_program(workspace, &rustc, "migrator", "migrator", &object)?;
 
@@ -125,15 +128,21 @@ pub(crate) fn own_program(workspace: &Workspace, program: &str) -> Result<PathBu
     Ok(workspace.target().join("release").join(program))
 }
 
-/// Compiles the eBPF programs and lays the object in `target/dist`.
-fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
-    command::run(toolchain.cargo(workspace, "build").arg("--quiet"))?;
-    let built = workspace
-        .target()
-        .join("ebpf")
-        .join(toolchain::TARGET)
-        .join("release/migrator-ebpf");
-    place(&built, &workspace.dist().join(OBJECT))
+/// Builds the eBPF programs that migrator's are compared with; gives the object.
+///
+/// # Errors
+/// When they don't compile, or there is no compiler for them.
+pub(crate) fn bench_object(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = toolchain::find_or_fetch(workspace)?;
+    ebpf_object(workspace, &toolchain, "bench")
+}
+
+/// Compiles eBPF programs; gives where the object is.
+fn ebpf_object(workspace: &Workspace, toolchain: &Toolchain, program: &str) -> Result<PathBuf> {
+    let mut cargo = toolchain.cargo(workspace, "build");
+    command::run(cargo.args(["--quiet", "--bin", program]))?;
+    let release = workspace.target().join("ebpf").join(toolchain::TARGET);
+    Ok(release.join("release").join(program))
 }
 
 /// Compiles a program, migrator with the object inside. The target is named

@@ -149,6 +149,7 @@ fn watch(
         &mut tracker,
         args.source.interval,
         Some(args.observe),
+        None,
         signals,
         |_| match link.is_broken() {
             true => Err(anyhow!("the connection failed")),

@@ -10,7 +10,8 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use crate::cli::{SourceChoice, TargetArgs, TrackArgs};
+use crate::cli::{SourceChoice, TargetArgs, TrackArgs, WindowsChoice};
+use crate::duty::{self, Duty};
 use crate::exit::{Outcome, Unsupported};
 use crate::format;
 use crate::observe::{Ended, observe};
@@ -33,6 +34,9 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     let signals = Signals::block()?;
     let (mut tracker, chosen) = start(target(&args.target), args.observe.source)?;
 
+    let duty = duty(&args, &tracker);
+    let in_windows = duty.is_some();
+
     let began = Instant::now();
     let mut saved = began;
     let mut shown = Shown::default();
@@ -41,9 +45,11 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         let due = args
             .save_every
             .is_some_and(|every| saved.elapsed() >= every);
-        if !args.json || due {
+        // In a pause there is nothing new to show.
+        let shows = !args.json && !tracker.is_paused();
+        if shows || due {
             let list = tracker.snapshot(min_heat)?.list;
-            if !args.json {
+            if shows {
                 heard(shown.print(began.elapsed(), &list))?;
             }
             if let (true, Some(output)) = (due, &args.output) {
@@ -60,6 +66,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         &mut tracker,
         args.observe.interval,
         args.duration,
+        duty,
         &signals,
         each,
     )?;
@@ -68,7 +75,12 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     }
 
     let snapshot = tracker.snapshot(min_heat)?;
-    let report = Report::new(&args, &chosen, began.elapsed(), &snapshot);
+    let time = Time {
+        passed: began.elapsed(),
+        observed: tracker.observed(),
+        in_windows,
+    };
+    let report = Report::new(&args, &chosen, &time, &snapshot);
     // From here on nothing of ours is in the kernel.
     drop(tracker);
     let written = match &args.output {
@@ -83,11 +95,40 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         true => serde_json::to_writer(&mut out, &report)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out)),
-        false => table(&mut out, &snapshot, output),
+        false => table(&mut out, &time, &snapshot, output),
     })?;
     warn(&snapshot);
     written?;
     Ok(Outcome::Done)
+}
+
+/// When the tracker is to observe, unless that is all the time.
+fn duty(args: &TrackArgs, tracker: &Tracker) -> Option<Duty> {
+    let wanted = match args.windows {
+        WindowsChoice::Auto => args.duration.is_none(),
+        WindowsChoice::Always => true,
+        WindowsChoice::Never => false,
+    };
+    if !wanted || !tracker.can_pause() {
+        return None;
+    }
+    let epochs = |count: u32| humantime::format_duration(args.observe.interval * count);
+    let (least, most) = duty::EVERY;
+    eprintln!(
+        "migrator: after {} in windows of {}, every {} to {} (--windows never: all the time)",
+        epochs(duty::FIRST),
+        epochs(1),
+        epochs(least),
+        epochs(most),
+    );
+    Some(Duty::default())
+}
+
+/// How long it took, and how much of it was observed.
+struct Time {
+    passed: Duration,
+    observed: Duration,
+    in_windows: bool,
 }
 
 /// A reader that has heard enough, as `head` has, is no reason to stop.
@@ -196,7 +237,12 @@ fn again(file: &HotFile) -> u64 {
 }
 
 /// Prints the hottest files, and what was left out.
-fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io::Result<()> {
+fn table(
+    out: &mut impl Write,
+    time: &Time,
+    snapshot: &Snapshot,
+    output: Option<&Path>,
+) -> io::Result<()> {
     let list = &snapshot.list;
     let size = |pages: u64| {
         ByteSize::b(pages * u64::from(list.page_size))
@@ -227,6 +273,10 @@ fn table(out: &mut impl Write, snapshot: &Snapshot, output: Option<&Path>) -> io
         size(pages),
         list.files.len()
     )?;
+    if time.in_windows {
+        let (observed, passed) = (time.observed.as_secs_f64(), time.passed.as_secs_f64());
+        writeln!(out, "observed for {observed:.1} s of {passed:.1} s")?;
+    }
     for (reason, sum) in &snapshot.left_out {
         writeln!(
             out,
@@ -279,6 +329,8 @@ struct Report<'a> {
     source: &'static str,
     refused: Vec<RefusedJson>,
     seconds: f64,
+    observed_seconds: f64,
+    windows: bool,
     page_size: u32,
     min_heat: u8,
     pages: u64,
@@ -321,7 +373,7 @@ struct LostJson {
 }
 
 impl<'a> Report<'a> {
-    fn new(args: &'a TrackArgs, chosen: &Chosen, time: Duration, snapshot: &'a Snapshot) -> Self {
+    fn new(args: &'a TrackArgs, chosen: &Chosen, time: &Time, snapshot: &'a Snapshot) -> Self {
         let refused = chosen.refused.iter();
         let left_out = snapshot.left_out.iter();
         Self {
@@ -333,7 +385,9 @@ impl<'a> Report<'a> {
                     why: why.to_string(),
                 })
                 .collect(),
-            seconds: time.as_secs_f64(),
+            seconds: time.passed.as_secs_f64(),
+            observed_seconds: time.observed.as_secs_f64(),
+            windows: time.in_windows,
             page_size: snapshot.list.page_size,
             min_heat: args.observe.min_heat,
             pages: snapshot.list.pages(),

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use aya::maps::{CgroupArray, HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, ProgramError};
+use aya::maps::{Array, CgroupArray, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::ProgramError;
+use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use migrator_common::access::{ChunkBits, ChunkKey, PROCESS_PAGE};
+use migrator_common::access::{CURSORS, ChunkBits, ChunkKey, Cursor, PROCESS_PAGE};
 use migrator_common::config::{Config, FILTER_ALL, FILTER_CGROUP, FILTER_PROCESSES};
 use migrator_common::event::{Counters, Event, FileKey};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -18,7 +19,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::access_map::{AccessMap, ProcessTable};
 use super::atomics;
-use super::hooks::{self, Hook, Sees, Way};
+use super::hooks::{self, Sees};
+use super::links;
 use super::object::{Aligned, object, without_atomics};
 use super::{Refusal, Seen};
 use crate::btf::Btf;
@@ -41,7 +43,10 @@ pub struct EbpfSource {
     events: RingBuf<MapData>,
     files: HashMap<MapData, FileKey, u32>,
     counters: PerCpuArray<MapData, Counters>,
+    cursors: Array<MapData, Cursor>,
     seen: Vec<Seen>,
+    /// What attaches the programs, by what they see.
+    links: Vec<(Sees, FdLink)>,
 }
 
 impl EbpfSource {
@@ -122,7 +127,9 @@ impl EbpfSource {
             events: take(&mut ebpf, "EVENTS")?,
             files: take(&mut ebpf, "FILES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
+            cursors: take(&mut ebpf, "CURSOR_TABLE")?,
             seen: Vec::new(),
+            links: Vec::new(),
             ebpf,
         };
         source.attach(&btf)?;
@@ -232,6 +239,39 @@ impl EbpfSource {
         }
     }
 
+    /// Lets nothing run at the page cache's hooks until [`Self::attach_again`].
+    ///
+    /// Those that follow processes stay: they cost nothing but at a fork, and
+    /// /proc does not tell later whose child a process was whose parent has
+    /// ended, nor that its number is another's by now.
+    pub fn detach(&mut self) {
+        self.links.retain(|(sees, _)| *sees == Sees::Processes);
+    }
+
+    /// The way back. The programs were not unloaded, so that nothing is verified
+    /// again.
+    ///
+    /// # Errors
+    /// What the kernel refuses; then nothing is attached.
+    pub fn attach_again(&mut self) -> Result<(), Refusal> {
+        // What a thread goes on with from before is not what it would have gone
+        // on with then.
+        for index in 0..CURSORS {
+            self.cursors
+                .set(index, Cursor::default(), 0)
+                .map_err(|error| failure("forget where the threads stood", &error))?;
+        }
+        let mut attached = Vec::new();
+        for seen in &self.seen {
+            if let (Some(way), true) = (seen.way, seen.sees != Sees::Processes) {
+                let links = links::attach_again(&mut self.ebpf, way)?;
+                attached.extend(links.into_iter().map(|link| (seen.sees, link)));
+            }
+        }
+        self.links.extend(attached);
+        Ok(())
+    }
+
     /// Attaches programs for everything that is to be seen, each in the best
     /// way that works here.
     fn attach(&mut self, btf: &Btf) -> Result<(), Refusal> {
@@ -245,9 +285,11 @@ impl EbpfSource {
             for way in hooks::ways(sees) {
                 match way
                     .fits(btf)
-                    .and_then(|()| attach(&mut self.ebpf, way, &types))
+                    .and_then(|()| links::attach(&mut self.ebpf, way, &types))
                 {
-                    Ok(()) => {
+                    Ok(links) => {
+                        self.links
+                            .extend(links.into_iter().map(|link| (sees, link)));
                         seen.way = Some(way);
                         break;
                     }
@@ -264,51 +306,6 @@ impl EbpfSource {
             }
         }
         Ok(())
-    }
-}
-
-/// Attaches all programs of a way, or none.
-fn attach(ebpf: &mut Ebpf, way: &Way, types: &aya::Btf) -> Result<(), Refusal> {
-    let attached = way.hooks.iter().try_for_each(|hook| {
-        let doing = format!("attach to {hook}");
-        let program = ebpf
-            .program_mut(hook.program)
-            .ok_or_else(|| Refusal::Failed(format!("failed to {doing}: no such program")))?;
-        load_and_attach(program, hook, types).map_err(|error| failure(&doing, &error))
-    });
-    if attached.is_err() {
-        for hook in way.hooks {
-            // Those that did not get that far have nothing to unload.
-            let _ = match ebpf.program_mut(hook.program) {
-                Some(Program::BtfTracePoint(program)) => program.unload(),
-                Some(Program::FEntry(program)) => program.unload(),
-                Some(Program::FExit(program)) => program.unload(),
-                _ => Ok(()),
-            };
-        }
-    }
-    attached
-}
-
-fn load_and_attach(
-    program: &mut Program,
-    hook: &Hook,
-    types: &aya::Btf,
-) -> Result<(), ProgramError> {
-    match program {
-        Program::BtfTracePoint(program) => {
-            program.load(hook.name, types)?;
-            program.attach().map(drop)
-        }
-        Program::FEntry(program) => {
-            program.load(hook.name, types)?;
-            program.attach().map(drop)
-        }
-        Program::FExit(program) => {
-            program.load(hook.name, types)?;
-            program.attach().map(drop)
-        }
-        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
@@ -411,7 +408,7 @@ fn take<M: TryFrom<Map, Error: Error + 'static>>(
 const ENOTSUPP: i32 = 524;
 
 /// Tells "not permitted" and "not there" from other failures.
-fn failure(doing: &str, error: &(dyn Error + 'static)) -> Refusal {
+pub(super) fn failure(doing: &str, error: &(dyn Error + 'static)) -> Refusal {
     let mut text = format!("failed to {doing}");
     let mut kind = None;
     let mut cause = Some(error);

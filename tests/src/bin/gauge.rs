@@ -1,21 +1,25 @@
-//! Measures the way from the kernel's map to a list and back, and what lists are
-//! worth: one run of what `cargo xtask bench list` and `quality` compare.
+//! Measures the way from the kernel's map to a list and back, what lists are worth,
+//! and what it costs to be observed: one run of what `cargo xtask bench list`,
+//! `quality` and `overhead` compare.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use migrator::duty;
 use migrator::format::{Reader, Record, Writer};
 use migrator::heat::{FileId, HeatMap, Ranking};
 use migrator::pagelist::{FileIdentity, HotFile, PageIndexList};
 use migrator_tests::PAGE_SIZE;
 use migrator_tests::gauge::accesses::{Accesses, Scale, Workload};
 use migrator_tests::gauge::chunks::{self, Cluster, Kernel, Shape};
+use migrator_tests::gauge::load::{self, Load};
+use migrator_tests::gauge::watcher::{Tools, Watcher, Watching};
 use migrator_tests::gauge::{policy, trace};
 use migrator_tests::random::Random;
 use serde_json::{Value, json};
@@ -41,9 +45,30 @@ enum Gauge {
         workload: Option<Workload>,
         #[command(flatten)]
         scale: Scale,
+        /// Only what comparing windows with full tracking takes
+        #[arg(long)]
+        windows: bool,
         /// Queries of the run of sqlite3
         #[arg(long, default_value_t = 400_000)]
         queries: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Work on a cached file: alone, observed, and alone again
+    Overhead {
+        #[arg(long)]
+        load: load::Kind,
+        #[arg(long)]
+        watcher: Watcher,
+        #[command(flatten)]
+        tools: Tools,
+        /// The file; it is made where it is not there
+        #[arg(long)]
+        file: PathBuf,
+        /// Milliseconds of each of the three; in windows it is as many epochs as
+        /// there are at most from one to the next
+        #[arg(long, default_value_t = 400)]
+        time: u64,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -56,9 +81,24 @@ fn main() -> Result<()> {
         Gauge::Quality {
             workload,
             scale,
+            windows,
             queries,
             seed,
-        } => quality(workload, scale, queries, seed),
+        } => quality(workload, scale, windows, queries, seed),
+        Gauge::Overhead {
+            load,
+            watcher,
+            tools,
+            file,
+            time,
+            seed,
+        } => {
+            let time = match watcher.is_in_windows() {
+                true => tools.epoch * duty::EVERY.1,
+                false => Duration::from_millis(time),
+            };
+            overhead(&mut Load::new(load, &file, seed)?, watcher, &tools, time)
+        }
     }?;
     println!("{sample}");
     Ok(())
@@ -223,7 +263,13 @@ const BUDGETS: [f64; 9] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];
 const KEPT: [f64; 4] = [0.5, 0.75, 0.875, 0.9375];
 const AGAIN: [u16; 3] = [1, 2, 3];
 
-fn quality(workload: Option<Workload>, scale: Scale, queries: u64, seed: u64) -> Result<Value> {
+fn quality(
+    workload: Option<Workload>,
+    scale: Scale,
+    only_windows: bool,
+    queries: u64,
+    seed: u64,
+) -> Result<Value> {
     let accesses: Accesses = match workload {
         Some(workload) => workload.accesses(scale, seed),
         None => {
@@ -231,51 +277,80 @@ fn quality(workload: Option<Workload>, scale: Scale, queries: u64, seed: u64) ->
             trace::sqlite(directory.path(), queries, seed)?
         }
     };
-    let pages = accesses.pages as usize;
-    let budgets = BUDGETS.map(|part| (part * pages as f64) as usize);
-    // The classic LRU tells pages apart only where memory is not enough for all.
-    let memory = pages / 2;
+    let budgets = BUDGETS.map(|part| (part * f64::from(accesses.pages)) as usize);
+    let (in_windows, observed) = policy::windows(&accesses, Ranking::default());
+    let heat = policy::heat(&accesses, Ranking::default());
     let mut orders = BTreeMap::from([
         ("oracle".to_owned(), policy::oracle(&accesses)),
-        (
-            "heat".to_owned(),
-            policy::heat(&accesses, Ranking::default()),
-        ),
-        ("lru".to_owned(), policy::active(&accesses, memory)),
-        ("resident".to_owned(), policy::resident(&accesses, memory)),
-        ("recent".to_owned(), policy::recent(&accesses)),
-        ("random".to_owned(), policy::random(&accesses, seed)),
+        ("heat".to_owned(), heat),
+        ("windows".to_owned(), in_windows),
     ]);
-    for kept in KEPT {
-        let order = policy::heat(
-            &accesses,
-            Ranking {
-                kept,
-                ..Ranking::default()
-            },
-        );
-        orders.insert(format!("kept {kept}"), order);
-    }
-    for again in AGAIN {
-        let order = policy::heat(
-            &accesses,
-            Ranking {
-                again,
-                ..Ranking::default()
-            },
-        );
-        orders.insert(format!("again {again}"), order);
+    if !only_windows {
+        orders.extend(others(&accesses, seed));
     }
     let hits: BTreeMap<_, _> = orders
         .iter()
         .map(|(name, order)| (name, policy::hits(&accesses, order, &budgets)))
         .collect();
     Ok(json!({
-        "pages": pages,
+        "pages": accesses.pages,
+        "observed": observed,
         "reads_before": accesses.before.len(),
         "reads_after": accesses.after.len(),
         "budget_bytes": budgets.map(|pages| pages * PAGE_SIZE),
         "hits": hits,
+    }))
+}
+
+/// What the product is compared with, and other rankings.
+fn others(accesses: &Accesses, seed: u64) -> Vec<(String, Vec<u32>)> {
+    // The classic LRU tells pages apart only where memory is not enough for all.
+    let memory = accesses.pages as usize / 2;
+    let mut orders = vec![
+        ("lru".to_owned(), policy::active(accesses, memory)),
+        ("resident".to_owned(), policy::resident(accesses, memory)),
+        ("recent".to_owned(), policy::recent(accesses)),
+        ("random".to_owned(), policy::random(accesses, seed)),
+    ];
+    let kept = KEPT.map(|kept| (format!("kept {kept}"), ranking(Some(kept), None)));
+    let again = AGAIN.map(|again| (format!("again {again}"), ranking(None, Some(again))));
+    for (name, ranking) in kept.into_iter().chain(again) {
+        orders.push((name, policy::heat(accesses, ranking)));
+    }
+    orders
+}
+
+fn ranking(kept: Option<f64>, again: Option<u16>) -> Ranking {
+    let usual = Ranking::default();
+    Ranking {
+        kept: kept.unwrap_or(usual.kept),
+        again: again.unwrap_or(usual.again),
+    }
+}
+
+fn overhead(load: &mut Load, watcher: Watcher, tools: &Tools, time: Duration) -> Result<Value> {
+    let before = load.trial(time)?;
+    let watching = watcher.begin(tools)?;
+    let observed = load.trial(time)?;
+    let sees = match &watching {
+        Watching::Tracker(tracker) => Some(tracker.sees.clone()),
+        Watching::Programs(_) => None,
+    };
+    drop(watching);
+    let after = load.trial(time)?;
+    // A median would leave out the windows, which are a small part of the time.
+    let cost = |cost: load::Cost| match watcher.is_in_windows() {
+        true => cost.mean,
+        false => cost.median,
+    };
+    let alone = (cost(before) + cost(after)) / 2.0;
+    Ok(json!({
+        "before_ns": cost(before),
+        "ns": cost(observed),
+        "after_ns": cost(after),
+        "alone_ns": alone,
+        "ratio": cost(observed) / alone,
+        "sees": sees,
     }))
 }
 

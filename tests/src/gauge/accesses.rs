@@ -24,7 +24,7 @@ pub enum Workload {
     Zipf,
     /// A hot tenth of a file, while a backup reads another file once
     Scan,
-    /// A hot tenth, all of which is another one since ten seconds before the move
+    /// A hot tenth, all of which is another one in the last sixth before the move
     Shift,
     /// A hot tenth, of which half a percent is exchanged each second
     Drift,
@@ -129,7 +129,7 @@ impl Process {
                 return pages + self.scanned - 1;
             }
             Workload::Scan => {}
-            Workload::Shift if second >= moved - 10.0 => shift = 3 * hot,
+            Workload::Shift if second >= moved / 6.0 * 5.0 => shift = 3 * hot,
             Workload::Shift => {}
             Workload::Drift => {
                 self.exchanged += 0.005 * f64::from(hot) / f64::from(self.scale.rate);

@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
+use migrator::duty::{Duty, News, Pause, Window};
 use migrator::heat::{FileId, HeatMap, Ranking};
 use migrator::plan::{self, Shape};
 use migrator_common::access::{CHUNK_PAGES, ChunkBits};
@@ -16,16 +17,41 @@ use crate::random::Random;
 /// The order of migrator's heat: the product's own map and plan, told of accesses
 /// as by the eBPF source, ten times in an epoch of a second.
 pub fn heat(accesses: &Accesses, ranking: Ranking) -> Vec<u32> {
+    observed(accesses, ranking, |_| Pause::default()).0
+}
+
+/// The same where the product's own [`Duty`] says when it observes. Also gives the
+/// part of the time in which it did.
+pub fn windows(accesses: &Accesses, ranking: Ranking) -> (Vec<u32>, f64) {
+    let mut duty = Duty::default();
+    observed(accesses, ranking, |news| duty.pause(news))
+}
+
+/// `pause` says what is done after an epoch that was observed.
+fn observed(
+    accesses: &Accesses,
+    ranking: Ranking,
+    mut pause: impl FnMut(News) -> Pause,
+) -> (Vec<u32>, f64) {
     const FILE: FileId = FileId {
         device: 1,
         inode: 1,
     };
-    let mut map = HeatMap::new(ranking);
+    let (mut map, mut window) = (HeatMap::new(ranking), Window::default());
     let mut chunks = vec![ChunkBits::default(); accesses.pages as usize / CHUNK_PAGES as usize + 1];
-    let mut left = accesses.before.iter();
+    let mut rest = accesses.before.as_slice();
     let mut last = None;
+    let (mut paused, mut seen) = (0, 0);
     for (tenth, count) in (1..).zip(&accesses.tenths) {
-        for page in left.by_ref().take(*count) {
+        let (now, later) = rest.split_at(*count);
+        rest = later;
+        let epoch_ends = tenth % 10 == 0;
+        if paused > 0 {
+            paused -= u32::from(epoch_ends);
+            continue;
+        }
+        seen += 1;
+        for page in now {
             let bits = &mut chunks[*page as usize / CHUNK_PAGES as usize];
             let word = &mut bits.words[*page as usize % CHUNK_PAGES as usize / 64];
             let bit = 1 << (page % 64);
@@ -38,11 +64,15 @@ pub fn heat(accesses: &Accesses, ranking: Ranking) -> Vec<u32> {
             last = Some(page);
         }
         for (number, bits) in (0..).zip(&mut chunks) {
+            window.see(&map, FILE, number, bits);
             map.mark(FILE, number, bits);
             *bits = ChunkBits::default();
         }
-        if tenth % 10 == 0 {
+        if epoch_ends {
             map.next_epoch();
+            let pause = pause(window.news());
+            (0..pause.fades).for_each(|_| map.next_epoch());
+            paused = pause.epochs;
         }
     }
     let shape = Shape {
@@ -55,7 +85,8 @@ pub fn heat(accesses: &Accesses, ranking: Ranking) -> Vec<u32> {
     // With a budget that is too small, as all that are asked about are.
     let (_, order) = plan::order(plan::extents(0, size, &runs, &[], shape).extents, Some(0));
     let pages = |extent: &plan::Extent| extent.first as u32..(extent.first + extent.span) as u32;
-    order.iter().flat_map(pages).collect()
+    let order = order.iter().flat_map(pages).collect();
+    (order, f64::from(seen) / accesses.tenths.len().max(1) as f64)
 }
 
 /// What a page cache of `memory` pages holds, in the order of the files: what
@@ -282,6 +313,7 @@ mod tests {
         assert_eq!(heat(&often, Ranking::default()), [5, 8, 1]);
         let mut once = accesses;
         once.before = vec![9, 3, 3, 4];
+        once.tenths = vec![4];
         assert_eq!(heat(&once, Ranking::default()), [3, 4, 9]);
     }
 }

@@ -60,6 +60,9 @@ pub(super) struct Options {
     /// Print the record as one JSON object; all else goes to standard error
     #[arg(long)]
     pub(super) json: bool,
+    /// Add to the runs that are kept, which must be of the same scale
+    #[arg(long)]
+    pub(super) add: bool,
     /// Leave docs/benchmarks alone
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -95,6 +98,9 @@ impl Options {
         let host = describe();
         let arms: Vec<_> = kind.arms.iter().map(|(arm, _)| arm.clone()).collect();
         let mut record = Record::begin(kind.name, host.clone(), kind.scale.clone(), &arms)?;
+        if self.add {
+            record.go_on(workspace)?;
+        }
         println!("{}: {}", kind.name, setting(&record, &host));
         for run in 1..=self.runs {
             for (arm, args) in &kind.arms {

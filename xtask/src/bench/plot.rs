@@ -181,8 +181,9 @@ pub(crate) struct Panel {
 /// # Errors
 /// When the file can't be written.
 pub(crate) fn shares(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
-    const COLORS: [RGBColor; 6] = [
+    const COLORS: [RGBColor; 7] = [
         GREEN,
+        RGBColor(0x8c, 0xc6, 0x5a),
         BLUE,
         RED,
         RGBColor(0xc9, 0x8a, 0x1b),

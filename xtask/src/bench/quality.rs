@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Reads a second, but of traces
     #[arg(long, default_value_t = 200_000)]
     rate: u32,
+    /// Seconds that are observed where windows are compared with full tracking
+    #[arg(long, default_value_t = 600)]
+    long: u32,
     /// Queries of the traced run of sqlite3
     #[arg(long, default_value_t = 400_000)]
     queries: u64,
@@ -33,8 +36,9 @@ pub(super) struct Args {
 const WORKLOADS: [&str; 5] = ["zipf", "scan", "shift", "drift", "sqlite"];
 
 /// The policies, as raw runs and as people call them.
-const POLICIES: [(&str, &str); 6] = [
+const POLICIES: [(&str, &str); 7] = [
     (OURS, "migrator's heat"),
+    (WINDOWS, "migrator's heat, in windows"),
     ("lru", "LRU, active first"),
     ("recent", "most recent first"),
     ("resident", "what is resident"),
@@ -42,6 +46,8 @@ const POLICIES: [(&str, &str); 6] = [
     (ORACLE, "oracle"),
 ];
 const OURS: &str = "heat";
+/// The product observes like this where it is left on.
+const WINDOWS: &str = "windows";
 const ORACLE: &str = "oracle";
 
 /// What is tried in the place of the product's ranking.
@@ -59,7 +65,7 @@ const RANKINGS: [(&str, &str); 7] = [
 /// When a run fails; traces need strace and sqlite3.
 pub(super) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let program = build::own_program(workspace, "gauge")?;
-    let arms = args.workloads.iter().map(|workload| {
+    let short = args.workloads.iter().map(|workload| {
         let (option, value) = match workload.as_str() {
             "sqlite" => ("--queries", args.queries.to_string()),
             _ => ("--rate", args.rate.to_string()),
@@ -70,10 +76,24 @@ pub(super) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         }
         (workload.clone(), options)
     });
+    // A minute is short for what is meant for days.
+    let synthetic = args.workloads.iter().filter(|it| *it != "sqlite");
+    let long = synthetic.map(|workload| {
+        let options = [
+            "quality".to_owned(),
+            "--windows".to_owned(),
+            format!("--rate={}", args.rate),
+            format!("--before={}", args.long),
+            format!("--workload={workload}"),
+        ];
+        (format!("{workload}, {} s", args.long), options.to_vec())
+    });
     let kind = Kind {
         name: "quality",
-        arms: arms.collect(),
-        scale: json!({ "reads_per_second": args.rate, "queries": args.queries }),
+        arms: short.chain(long).collect(),
+        scale: json!({
+            "reads_per_second": args.rate, "long_seconds": args.long, "queries": args.queries,
+        }),
         line,
         summary,
         table,
@@ -84,12 +104,15 @@ pub(super) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 
 fn line(sample: &Value) -> String {
     let samples = std::slice::from_ref(sample);
+    let others = match least(&to_others(samples)) {
+        least if least.is_finite() => format!(", {least:.3} of the best other"),
+        _ => String::new(),
+    };
     format!(
-        "{} pages, {} reads; at least {:.3} of the oracle, {:.3} of the best other",
-        sample["pages"],
-        sample["reads_after"],
+        "at least {:.3} of the oracle{others}; in windows, {:.1} % of the time, {:.3} of that",
         least(&to_oracle(samples, OURS)),
-        least(&to_others(samples)),
+        100.0 * observed(samples).unwrap_or(f64::NAN),
+        least(&to_full(samples)),
     )
 }
 
@@ -114,19 +137,32 @@ fn to_oracle(samples: &[Value], policy: &str) -> Vec<f64> {
     ratio(&hits(samples, policy), &hits(samples, ORACLE))
 }
 
+/// What is left of our hits when the tracker observes in windows.
+fn to_full(samples: &[Value]) -> Vec<f64> {
+    ratio(&hits(samples, WINDOWS), &hits(samples, OURS))
+}
+
+/// The median part of the time that windows observe.
+fn observed(samples: &[Value]) -> Option<f64> {
+    let shares = samples.iter().filter_map(|it| it["observed"].as_f64());
+    Summary::of(&shares.collect::<Vec<_>>()).map(|summary| summary.median)
+}
+
 /// Our hits in proportion to those of the best other policy, at each budget.
 fn to_others(samples: &[Value]) -> Vec<f64> {
     let ours = hits(samples, OURS);
     let others = POLICIES
         .iter()
-        .filter(|(policy, _)| ![OURS, ORACLE].contains(policy))
-        .map(|(policy, _)| hits(samples, policy));
+        .filter(|(policy, _)| ![OURS, WINDOWS, ORACLE].contains(policy))
+        .map(|(policy, _)| hits(samples, policy))
+        .filter(|hits| !hits.is_empty());
     let mut best = vec![0.0_f64; ours.len()];
     for other in others {
         for (best, hits) in best.iter_mut().zip(other) {
             *best = best.max(hits);
         }
     }
+    best.retain(|hits| *hits > 0.0);
     ratio(&ours, &best)
 }
 
@@ -156,6 +192,8 @@ fn summary(record: &Record<String>) -> Value {
             "to_oracle": policies,
             "least_to_oracle": milli(least(&to_oracle(samples, OURS))),
             "least_to_best_other": milli(least(&to_others(samples))),
+            "windows_to_full": list(to_full(samples)),
+            "windows_observed": observed(samples),
         });
         (arm, value)
     });
@@ -186,6 +224,7 @@ fn table(record: &Record<String>) -> String {
         );
         for (policy, title) in POLICIES {
             text += &match policy {
+                policy if hits(samples, policy).is_empty() => continue,
                 ORACLE => row(
                     "share of the reads that the oracle hits",
                     &hits(samples, policy),
@@ -193,10 +232,16 @@ fn table(record: &Record<String>) -> String {
                 _ => row(title, &to_oracle(samples, policy)),
             };
         }
+        let to_full = to_full(samples);
+        if let (Some(share), false) = (observed(samples), to_full.is_empty()) {
+            let title = format!("windows, {:.1} % of the time, to all of it", 100.0 * share);
+            text += &row(&title, &to_full);
+        }
         text.push('\n');
     }
     text += "**The ranking's parameters**: the least of a row above, with others\n\n|";
-    let arms: Vec<_> = record.arms().collect();
+    let ranked = |samples: &[Value]| !to_others(samples).is_empty();
+    let arms: Vec<_> = record.arms().filter(|(_, it)| ranked(it)).collect();
     for (arm, _) in &arms {
         text += &format!(" | {arm}");
     }
@@ -219,9 +264,10 @@ fn draw(record: &Record<String>, path: &Path) -> Result<()> {
                 title,
                 points: budgets.iter().copied().zip(hits(samples, policy)).collect(),
             });
+            let lines = lines.into_iter().filter(|line| !line.points.is_empty());
             Panel {
                 title: arm,
-                lines: lines.into(),
+                lines: lines.collect(),
             }
         })
         .collect();
@@ -238,14 +284,35 @@ mod tests {
         for ours in [0.3, 0.45, 0.4] {
             let sample = json!({
                 "pages": 512, "budget_bytes": [1 << 20, 2 << 20],
+                "observed": 0.25,
                 "hits": {
                     "oracle": [0.5, 1.0], "heat": [ours, 0.9], "lru": [0.2, 0.8],
+                    "windows": [0.36, 0.9],
                     "recent": [0.32, 0.6], "resident": [0.1, 0.2], "random": [0.1, 0.2],
                 },
             });
             record.push("zipf".to_owned(), sample);
         }
+        let long = json!({
+            "budget_bytes": [1 << 20], "observed": 0.03,
+            "hits": { "oracle": [0.5], "heat": [0.4], "windows": [0.38] },
+        });
+        record.push("zipf, 600 s".to_owned(), long);
         record
+    }
+
+    #[test]
+    fn windows_are_told_in_proportion_to_full_tracking() {
+        let summary = summary(&record());
+        assert_eq!(summary["zipf"]["windows_to_full"], json!([0.9, 1.0]));
+        let long = &summary["zipf, 600 s"];
+        assert_eq!(long["windows_to_full"], json!([0.95]));
+        assert_eq!(long["least_to_best_other"], Value::Null);
+        let table = table(&record());
+        let row = "| windows, 3.0 % of the time, to all of it | 0.950 |";
+        assert!(table.contains(row), "{table}");
+        // Nothing but windows was tried there.
+        assert!(table.contains("with others\n\n| | zipf |\n"), "{table}");
     }
 
     #[test]

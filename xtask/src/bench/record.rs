@@ -19,17 +19,27 @@ const TASK: &str = "cargo xtask bench";
 pub(crate) trait Compared: Clone + PartialEq {
     /// The key of its raw runs.
     fn key(&self) -> &str;
+    /// What has this key, if anything has.
+    fn of_key(key: &str) -> Option<Self>;
 }
 
 impl Compared for Arm {
     fn key(&self) -> &str {
         Arm::key(*self)
     }
+
+    fn of_key(key: &str) -> Option<Self> {
+        Arm::ALL.into_iter().find(|arm| arm.key() == key)
+    }
 }
 
 impl Compared for String {
     fn key(&self) -> &str {
         self
+    }
+
+    fn of_key(key: &str) -> Option<Self> {
+        Some(key.to_owned())
     }
 }
 
@@ -136,9 +146,7 @@ impl<A: Compared> Record<A> {
         fs::write(&path, marked::replace(&old, &self.name, TASK, text))
             .with_context(|| format!("failed to write {}", path.display()))
     }
-}
 
-impl Record {
     /// Goes on with a record of the same experiment, as [`Self::keep`] left it.
     ///
     /// # Errors
@@ -153,20 +161,30 @@ impl Record {
     fn take(&mut self, kept: &[u8]) -> Result<()> {
         let kept: Value = serde_json::from_slice(kept).context("it is no JSON")?;
         for (key, ours) in [("host", &self.host), ("scale", &self.scale)] {
-            if kept[key] != *ours {
+            if without_load(&kept[key]) != without_load(ours) {
                 bail!("its {key} is {}, and this one's is {ours}", kept[key]);
             }
         }
         for (key, samples) in kept["arms"].as_object().into_iter().flatten() {
-            let arm = Arm::ALL.into_iter().find(|arm| arm.key() == key);
-            let arm = arm.with_context(|| format!("there is no arm {key}"))?;
+            let arm = A::of_key(key).with_context(|| format!("there is no arm {key}"))?;
             for sample in samples.as_array().into_iter().flatten() {
-                self.push(arm, sample.clone());
+                self.push(arm.clone(), sample.clone());
             }
         }
         Ok(())
     }
+}
 
+/// How busy a host is differs from run to run.
+fn without_load(host: &Value) -> Value {
+    let mut host = host.clone();
+    if let Some(members) = host.as_object_mut() {
+        members.remove("load");
+    }
+    host
+}
+
+impl Record {
     /// The day, and on what, in a line.
     pub(crate) fn setting(&self) -> String {
         let text = |key: &str| self.host[key].as_str().unwrap_or("?").to_owned();
@@ -249,6 +267,22 @@ mod tests {
         assert!(record().take(other.as_bytes()).is_err());
         let other = kept.replace("criu", "nobody");
         assert!(record().take(other.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_host_that_is_less_busy_is_the_same() {
+        let arms = ["one".to_owned()];
+        let record = |load: f64, cores: u32| {
+            let host = json!({ "cores": cores, "load": load });
+            let mut record = Record::begin("test", host, json!({}), &arms).expect("a date");
+            record.push("two".to_owned(), json!({ "ns": load }));
+            record
+        };
+        let kept = lines(&record(2.0, 4).to_json(&Value::Null));
+        let mut more = record(0.0, 4);
+        more.take(kept.as_bytes()).expect("the same host");
+        assert_eq!(more.numbers("two".to_owned(), "ns"), [0.0, 2.0]);
+        assert!(record(2.0, 8).take(kept.as_bytes()).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ const COMMON: &[&str] = &["sources"];
 
 /// The same for one source.
 const SUITES: &[(Source, &[&str])] = &[
-    (Source::Ebpf, &["accuracy", "heat", "cleanup"]),
+    (Source::Ebpf, &["accuracy", "heat", "cleanup", "windows"]),
     (Source::Kmod, &["kmod"]),
     (Source::Procfs, &["procfs"]),
 ];

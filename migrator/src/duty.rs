@@ -1,0 +1,238 @@
+//! When a tracker that is left on observes.
+//!
+//! To see every access costs a few percent of each read, for as long as the
+//! programs are attached. A list that is good in an hour does not need every
+//! access, but to be told in time that other pages are hot now. So, after a
+//! beginning that is observed whole, a window of one epoch opens now and then:
+//! the sooner, the more of what the last one saw hot had not been known as hot.
+//!
+//! Time is counted in epochs here, so that nothing depends on a clock.
+
+use std::collections::HashMap;
+use std::mem;
+
+use migrator_common::access::{CHUNK_WORDS, ChunkBits};
+
+use crate::heat::{FileId, HeatMap};
+
+/// Epochs that are observed before the first pause: so many that most of what
+/// is hot was used again in them, and an early list is a good one.
+pub const FIRST: u32 = 10;
+
+/// Epochs from the beginning of a window to that of the next, at least and at
+/// most. Of the 8 % of a read that full tracking may cost, one epoch in 12 leaves
+/// 0.7 %; and with one in 60, of a second each, a list is a minute old at most.
+pub const EVERY: (u32, u32) = (12, 60);
+
+/// The part of what is hot that may be new when a window opens. As long as it takes
+/// for so much to become hot, the next one waits.
+const NEWS: f64 = 0.04;
+
+/// The part of what is hot that is new for each epoch that a pause counts for in
+/// heat, and how many epochs that can be.
+const FADES: (f64, u32) = (0.01, 4);
+
+/// Decides after each epoch that was observed.
+#[derive(Debug)]
+pub struct Duty {
+    /// Epochs that are left of the beginning.
+    first: u32,
+    /// Epochs from window to window.
+    every: f64,
+}
+
+/// What is done after an epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Epochs that are not observed; 0 is to go on.
+    pub epochs: u32,
+    /// Epochs that they count for in heat. The less what was known was still true,
+    /// the less it is worth beside what the next window shows.
+    pub fades: u32,
+}
+
+impl Default for Duty {
+    fn default() -> Self {
+        Self {
+            first: FIRST,
+            every: EVERY.0.into(),
+        }
+    }
+}
+
+impl Duty {
+    /// How long to pause after an epoch that has shown this.
+    pub fn pause(&mut self, news: News) -> Pause {
+        self.first = self.first.saturating_sub(1);
+        if self.first > 0 {
+            return Pause::default();
+        }
+        // What was new came in the time since the last window. It was one look
+        // only, so that the next pause is no more than twice as long.
+        let factor = (NEWS / news.share()).min(2.0);
+        let (least, most) = (EVERY.0.into(), EVERY.1.into());
+        self.every = (self.every * factor).clamp(least, most);
+        Pause {
+            epochs: self.every as u32 - 1,
+            fades: ((news.share() / FADES.0) as u32).min(FADES.1),
+        }
+    }
+}
+
+/// How much of what was hot in an epoch is news. Pages count by how often they were
+/// used: most of those that just pass for hot are so by chance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct News {
+    /// Uses of pages that were used more than once in it, as [`HeatMap`] counts.
+    pub hot: u64,
+    /// Those of pages that had not been used more than once before.
+    pub new: u64,
+}
+
+impl News {
+    fn share(self) -> f64 {
+        self.new as f64 / self.hot.max(1) as f64
+    }
+}
+
+/// Gathers what an epoch shows.
+#[derive(Debug, Default)]
+pub struct Window(HashMap<(FileId, u32), Shown>);
+
+/// Pages of a chunk.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    used: [u64; CHUNK_WORDS],
+    hot: [u64; CHUNK_WORDS],
+    /// Those that had been used more than once before.
+    known: [u64; CHUNK_WORDS],
+    /// Uses of all, and of those that are not known.
+    uses: News,
+}
+
+impl Window {
+    /// Takes note of what is about to be told to `heat`.
+    pub fn see(&mut self, heat: &HeatMap, file: FileId, chunk: u32, bits: &ChunkBits) {
+        let shown = self.0.entry((file, chunk)).or_insert_with(|| Shown {
+            used: [0; _],
+            hot: [0; _],
+            known: heat.used_again(file, chunk),
+            uses: News::default(),
+        });
+        for (number, word) in bits.words.iter().enumerate() {
+            shown.hot[number] |= word.again | word.used & shown.used[number];
+            shown.used[number] |= word.used;
+            for uses in [word.used, word.again] {
+                shown.uses.hot += u64::from(uses.count_ones());
+                shown.uses.new += u64::from((uses & !shown.known[number]).count_ones());
+            }
+        }
+    }
+
+    /// What the epoch has shown; the next begins.
+    pub fn news(&mut self) -> News {
+        let mut news = News::default();
+        for shown in mem::take(&mut self.0).into_values() {
+            news.hot += shown.uses.hot;
+            news.new += shown.uses.new;
+            for number in 0..CHUNK_WORDS {
+                // The one use of what was used once.
+                let once = shown.used[number] & !shown.hot[number];
+                news.hot -= u64::from(once.count_ones());
+                news.new -= u64::from((once & !shown.known[number]).count_ones());
+            }
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: News = News { hot: 1000, new: 0 };
+    const ALL: News = News {
+        hot: 1000,
+        new: 1000,
+    };
+
+    /// A duty whose beginning is over.
+    fn begun() -> Duty {
+        let mut duty = Duty::default();
+        for _ in 1..FIRST {
+            assert_eq!(duty.pause(NOTHING), Pause::default());
+        }
+        duty
+    }
+
+    #[test]
+    fn the_beginning_is_observed_whole_whatever_it_shows() {
+        let mut duty = Duty::default();
+        let pauses: Vec<_> = (0..FIRST).map(|_| duty.pause(ALL).epochs).collect();
+        let (last, before) = pauses.split_last().expect("a beginning");
+        assert!(before.iter().all(|pause| *pause == 0), "{pauses:?}");
+        assert_eq!(*last, EVERY.0 - 1);
+    }
+
+    #[test]
+    fn windows_become_rare_where_nothing_is_new_and_frequent_where_all_is() {
+        let mut duty = begun();
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            pauses.push(duty.pause(NOTHING).epochs);
+        }
+        assert_eq!(pauses, [23, 47, 59, 59]);
+        assert_eq!(duty.pause(ALL).epochs, 11);
+        // What does nothing has nothing new either.
+        assert_eq!(duty.pause(News::default()).epochs, 23);
+    }
+
+    #[test]
+    fn windows_come_as_often_as_the_hot_pages_change() {
+        // One hot page in five hundred becomes another in each epoch.
+        let mut duty = begun();
+        let mut pause = duty.pause(NOTHING).epochs;
+        for _ in 0..10 {
+            let new = 1000 * u64::from(pause + 1) / 500;
+            pause = duty.pause(News { hot: 1000, new }).epochs;
+        }
+        assert!((18..=20).contains(&pause), "{pause}");
+    }
+
+    #[test]
+    fn what_was_known_fades_where_it_is_not_true_any_more() {
+        let mut duty = begun();
+        let mut fades = |new| duty.pause(News { hot: 1000, new }).fades;
+        assert_eq!([0, 9, 10, 35, 1000].map(&mut fades), [0, 0, 1, 3, FADES.1]);
+    }
+
+    fn bits(used: u64, again: u64) -> ChunkBits {
+        let mut bits = ChunkBits::default();
+        (bits.words[1].used, bits.words[1].again) = (used, again);
+        bits
+    }
+
+    #[test]
+    fn what_is_used_again_is_hot_and_new_if_it_never_was_before() {
+        let file = FileId {
+            device: 1,
+            inode: 2,
+        };
+        let (mut window, mut heat) = (Window::default(), HeatMap::default());
+        let mut tell = |window: &mut Window, used: u64, again: u64| {
+            let bits = bits(used, again);
+            window.see(&heat, file, 3, &bits);
+            heat.mark(file, 3, &bits);
+        };
+        // Used twice at once; used at two times; used once.
+        tell(&mut window, 0b0001, 0b0001);
+        tell(&mut window, 0b0110, 0);
+        tell(&mut window, 0b0010, 0);
+        assert_eq!(window.news(), News { hot: 4, new: 4 });
+        // What was hot is no news; what was used once before is, when it is hot.
+        tell(&mut window, 0b0111, 0b0001);
+        tell(&mut window, 0b0110, 0);
+        assert_eq!(window.news(), News { hot: 6, new: 2 });
+        assert_eq!(window.news(), News::default());
+    }
+}
