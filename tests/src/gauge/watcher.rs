@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use migrator::btf::Btf;
-use migrator::duty;
 use migrator::source::hooks;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -72,8 +71,7 @@ impl Watcher {
         matches!(self, Self::Windows | Self::WindowsBystander)
     }
 
-    /// Begins to watch this process, or, as a bystander, an empty cgroup. In
-    /// windows: when the beginning, which is observed whole, is over.
+    /// Begins to watch this process, or, as a bystander, an empty cgroup.
     ///
     /// # Errors
     /// When it can't; it takes root.
@@ -81,13 +79,7 @@ impl Watcher {
         match self {
             Self::Empty => attach(&tools.programs, "empty"),
             Self::Hash => attach(&tools.programs, "count"),
-            _ => {
-                let tracker = Tracker::start(self, tools)?;
-                if self.is_in_windows() {
-                    std::thread::sleep(tools.epoch * duty::FIRST);
-                }
-                Ok(Watching::Tracker(tracker))
-            }
+            _ => Tracker::start(self, tools).map(Watching::Tracker),
         }
     }
 }
