@@ -55,6 +55,8 @@ const USE: u16 = 1 << 8;
 const COUNT: u16 = AGAIN - 1;
 /// The page was used more than once.
 const AGAIN: u16 = 1 << 15;
+/// What is left of a use after ten epochs; below, [`HeatMap::known_hot`] sees nothing.
+const SOMETHING: u16 = USE / 16;
 /// After so many epochs hardly anything is left of a count.
 const EPOCHS: usize = 64;
 
@@ -169,15 +171,18 @@ impl HeatMap {
         self.forgotten
     }
 
-    /// The pages of a chunk that were used more than once, a bit each.
-    pub fn used_again(&self, file: FileId, chunk: u32) -> [u64; CHUNK_WORDS] {
+    /// The pages of a chunk that are known as hot, a bit each: used more than once,
+    /// and not so long ago that nothing is left of it.
+    pub fn known_hot(&self, file: FileId, chunk: u32) -> [u64; CHUNK_WORDS] {
         let mut found = [0; CHUNK_WORDS];
         let chunk = self.files.get(&file).and_then(|chunks| chunks.get(&chunk));
         if let Some(chunk) = chunk {
+            let left = left(&self.left, self.epoch - chunk.epoch);
             let mut pages = chunk.pages.iter();
             for (found, known) in found.iter_mut().zip(chunk.known) {
                 for (bit, page) in ones(known).zip(&mut pages) {
-                    *found |= u64::from(page & AGAIN != 0) << bit;
+                    let is_hot = page & AGAIN != 0 && aged(*page, left) & COUNT >= SOMETHING;
+                    *found |= u64::from(is_hot) << bit;
                 }
             }
         }

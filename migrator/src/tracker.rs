@@ -133,11 +133,12 @@ impl Tracker {
         &self.source
     }
 
-    /// Readable when `collect` should be called soon.
+    /// Readable when `collect` should be called soon; nothing in a pause, where what
+    /// a program has told in its last moment can wait.
     pub fn wakes(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
-            Source::Ebpf(source) => Some(source.as_fd()),
-            Source::Lru(_) => None,
+            Source::Ebpf(source) if !self.is_paused() => Some(source.as_fd()),
+            _ => None,
         }
     }
 

@@ -331,6 +331,11 @@ fn ranking(kept: Option<f64>, again: Option<u16>) -> Ranking {
 fn overhead(load: &mut Load, watcher: Watcher, tools: &Tools, time: Duration) -> Result<Value> {
     let before = load.trial(time)?;
     let watching = watcher.begin(tools)?;
+    if watcher.is_in_windows() {
+        // The beginning is observed whole, and what is hot is learned in it. An
+        // epoch takes longer than its time by what is done at its end.
+        load.trial(tools.epoch * duty::FIRST * 2)?;
+    }
     let observed = load.trial(time)?;
     let sees = match &watching {
         Watching::Tracker(tracker) => Some(tracker.sees.clone()),

@@ -1,16 +1,15 @@
 //! Who observes while work is done: migrator, and what it is compared with.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use migrator::btf::Btf;
-use migrator::duty;
 use migrator::source::hooks;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,6 +62,8 @@ pub struct Tracker {
     cgroup: Option<PathBuf>,
     /// What it sees, in its own words.
     pub sees: String,
+    /// Keeps the pipe open into which it says what else there is.
+    log: BufReader<ChildStderr>,
 }
 
 impl Watcher {
@@ -72,8 +73,7 @@ impl Watcher {
         matches!(self, Self::Windows | Self::WindowsBystander)
     }
 
-    /// Begins to watch this process, or, as a bystander, an empty cgroup. In
-    /// windows: when the beginning, which is observed whole, is over.
+    /// Begins to watch this process, or, as a bystander, an empty cgroup.
     ///
     /// # Errors
     /// When it can't; it takes root.
@@ -81,13 +81,7 @@ impl Watcher {
         match self {
             Self::Empty => attach(&tools.programs, "empty"),
             Self::Hash => attach(&tools.programs, "count"),
-            _ => {
-                let tracker = Tracker::start(self, tools)?;
-                if self.is_in_windows() {
-                    std::thread::sleep(tools.epoch * duty::FIRST);
-                }
-                Ok(Watching::Tracker(tracker))
-            }
+            _ => Tracker::start(self, tools).map(Watching::Tracker),
         }
     }
 }
@@ -146,35 +140,35 @@ impl Tracker {
             Some(path) => command.arg("--cgroup").arg(path),
             None => command.arg(format!("--pid={}", std::process::id())),
         };
-        let child = command
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("failed to start {}", tools.migrator.display()))?;
+        let log = child.stderr.take().context("no pipe")?;
+        // What it says later has room in the pipe. A thread that read it would make
+        // each read of the work dearer: where files are shared by threads, the
+        // kernel counts references to them.
         let mut tracker = Self {
             child,
             cgroup,
             sees: String::new(),
+            log: BufReader::new(log),
         };
-        let log = tracker.child.stderr.take().context("no pipe")?;
-        let mut log = BufReader::new(log);
         let mut said = String::new();
         loop {
             let mut line = String::new();
-            log.read_line(&mut line).context("failed to listen")?;
+            tracker
+                .log
+                .read_line(&mut line)
+                .context("failed to listen")?;
             ensure!(!line.is_empty(), "the tracker has ended: {said}");
             if let Some((_, sees)) = line.split_once("observing with source ebpf: ") {
                 sees.trim().clone_into(&mut tracker.sees);
-                break;
+                return Ok(tracker);
             }
             said += &line;
         }
-        // So that it never waits for a reader of what it says.
-        std::thread::spawn(move || {
-            let mut rest = Vec::new();
-            log.read_to_end(&mut rest)
-        });
-        Ok(tracker)
     }
 }
 
