@@ -8,6 +8,7 @@ use std::thread;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::plot::Row;
 use super::record::{Compared, Record};
 use crate::command;
 use crate::workspace::Workspace;
@@ -49,6 +50,15 @@ pub(super) fn measure(program: &Path, args: &[String]) -> Result<Value> {
     let printed = command::output(Command::new(program).args(args))?;
     serde_json::from_str(&printed)
         .with_context(|| format!("failed to understand what {} printed", program.display()))
+}
+
+/// A row of a picture for each arm: of each run a number, if it has one.
+pub(super) fn rows(record: &Record<String>, number: impl Fn(&Value) -> Option<f64>) -> Vec<Row> {
+    let row = |(title, samples): (String, &[Value])| Row {
+        title,
+        numbers: samples.iter().filter_map(&number).collect(),
+    };
+    record.arms().map(row).collect()
 }
 
 /// How an experiment is done that runs on this host.

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::host::{Kind, Options};
-use super::plot::{self, Row};
+use super::host::{self, Kind, Options};
+use super::plot;
 use super::record::Record;
 use super::statistics::Summary;
 use crate::build;
@@ -134,16 +134,9 @@ fn table(record: &Record<String>) -> String {
 }
 
 fn draw(record: &Record<String>, path: &Path) -> Result<()> {
-    let rows: Vec<_> = record
-        .arms()
-        .map(|(arm, samples)| Row {
-            title: arm,
-            numbers: samples
-                .iter()
-                .filter_map(|sample| Some(derived(sample, "pages_per_second")? / 1e6))
-                .collect(),
-        })
-        .collect();
+    let rows = host::rows(record, |sample| {
+        Some(derived(sample, "pages_per_second")? / 1e6)
+    });
     plot::histograms(
         path,
         "Pages collected, ranked and encoded",

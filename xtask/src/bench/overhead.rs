@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::host::{Kind, Options};
-use super::plot::{self, Row};
+use super::host::{self, Kind, Options};
+use super::plot;
 use super::record::Record;
 use super::statistics::Summary;
 use crate::workspace::Workspace;
@@ -203,17 +203,10 @@ fn table(record: &Record<String>) -> String {
 }
 
 fn draw(record: &Record<String>, path: &Path) -> Result<()> {
-    let rows: Vec<_> = record
-        .arms()
-        .map(|(arm, samples)| Row {
-            title: arm,
-            numbers: samples
-                .iter()
-                // The picture begins at 0; less is noise.
-                .filter_map(|sample| Some((100.0 * (derived(sample, "ratio")? - 1.0)).max(0.0)))
-                .collect(),
-        })
-        .collect();
+    // The picture begins at 0; less is noise.
+    let rows = host::rows(record, |sample| {
+        Some((100.0 * (derived(sample, "ratio")? - 1.0)).max(0.0))
+    });
     plot::histograms(
         path,
         "What it costs to be observed",
