@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 
 use crate::handover::Session;
 use crate::handover::session::VARIABLE;
+use crate::handover::settle::{DUMPED, INIT, RESTORED};
 
 /// How many lines of its log are shown when CRIU fails.
 const LINES: usize = 6;
@@ -174,10 +175,23 @@ pub fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
     let program = program.to_str().context("migrator's path is not UTF-8")?;
     let program = shlex::try_quote(program).context("migrator's path has a NUL")?;
     let name = session.name();
-    // CRIU calls it at other stages, too, and a frozen tree waits for that.
+    let mark = |mark| {
+        let path = session.directory().join(mark);
+        let path = path.to_str().context("the session's path is not UTF-8")?;
+        shlex::try_quote(path)
+            .map(|path| path.into_owned())
+            .context("the session's path has a NUL")
+    };
+    let (dumped, restored, init) = (mark(DUMPED)?, mark(RESTORED)?, mark(INIT)?);
+    // A frozen tree waits for this: at the other stages, of which CRIU has many,
+    // nothing is started, and at these two the shell tells before it starts us.
     let script = format!(
         "#!/bin/sh\n\
-         case $CRTOOLS_SCRIPT_ACTION in post-dump | post-restore) ;; *) exit 0 ;; esac\n\
+         case $CRTOOLS_SCRIPT_ACTION in\n\
+         post-dump) : >{dumped} ;;\n\
+         post-restore) echo \"$CRTOOLS_INIT_PID\" >{init} && : >{restored} ;;\n\
+         *) exit 0 ;;\n\
+         esac\n\
          export {VARIABLE}={name}\n\
          {program} criu-hook\n\
          exit $?\n"

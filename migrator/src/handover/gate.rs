@@ -7,9 +7,9 @@
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
-use super::settle::{self, DUMPED, RELEASE, RESTORED};
+use super::settle::{self, INIT, RELEASE, ROOT};
 use super::{Decision, Session};
 use crate::live::tree::Process;
 
@@ -30,12 +30,9 @@ const ORPHANED: Duration = Duration::from_secs(1);
 /// The session can't be read or written. CRIU is not to go on then.
 pub fn pass(session: &Session, stage: &str) -> anyhow::Result<bool> {
     match stage {
-        "post-dump" => {
-            session.note(DUMPED, &())?;
-            hold_dump(session)
-        }
+        "post-dump" => hold_dump(session),
         "post-restore" => {
-            session.note(RESTORED, &restored()?)?;
+            note_root(session)?;
             hold_restore(session)
         }
         _ => Ok(true),
@@ -85,13 +82,18 @@ fn hold_restore(session: &Session) -> anyhow::Result<bool> {
     }
 }
 
-/// The root of the tree that has been restored.
-fn restored() -> anyhow::Result<Process> {
-    let pid = env::var("CRTOOLS_INIT_PID").context("CRIU tells no CRTOOLS_INIT_PID")?;
-    let pid = pid
-        .parse()
-        .context("CRIU's CRTOOLS_INIT_PID is no number")?;
-    Process::of(pid).ok_or_else(|| anyhow!("there is no process {pid}, which CRIU has restored"))
+/// Notes which process is the root of the tree that has been restored. Both the
+/// gate and who leads the session do, so that either may die.
+///
+/// # Errors
+/// There is no such process, or the session can't be read or written.
+pub fn note_root(session: &Session) -> anyhow::Result<()> {
+    let init: i32 = session
+        .read(INIT)?
+        .context("CRIU has told no CRTOOLS_INIT_PID")?;
+    let root = Process::of(init)
+        .with_context(|| format!("there is no process {init}, which CRIU has restored"))?;
+    session.note(ROOT, &root)
 }
 
 /// The session that CRIU works for, if it works for `migrator move`. It may be

@@ -26,8 +26,10 @@ pub const VARIABLE: &str = "MIGRATOR_SESSION";
 /// Held by the migrator that leads this side, as long as it lives.
 const LEADER: &str = "leader";
 
-/// On the disk: the tree may have run here.
+/// On the disk: whether the tree may have run here, as one of these bytes.
 const MAY_HAVE_RUN: &str = "may-have-run";
+const NOT_YET: &[u8] = b"n";
+const IT_MAY: &[u8] = b"y";
 
 const DECISION: &str = "decision";
 
@@ -187,20 +189,36 @@ impl Session {
         }
     }
 
+    /// Makes room on the disk for what [`Self::decide_to_run`] notes there: while
+    /// the tree stands still, it takes one block then and no journal.
+    ///
+    /// # Errors
+    /// The file system says why not.
+    pub fn prepare_to_run(&self) -> anyhow::Result<()> {
+        let path = self.storage.join(MAY_HAVE_RUN);
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(NOT_YET)?;
+            file.sync_all()?;
+            let parent = self.storage.parent().unwrap_or(&self.storage);
+            [&self.storage, parent]
+                .into_iter()
+                .try_for_each(|directory| File::open(directory)?.sync_all())
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))
+    }
+
     /// Decides that a restored tree may run, as [`Self::decide`]; notes that
     /// on the disk first, so that it is not forgotten with a power cut.
     ///
     /// # Errors
-    /// As [`Self::decide`].
+    /// As [`Self::decide`]; or nobody has prepared for it.
     pub fn decide_to_run(&self) -> anyhow::Result<Decision> {
         let path = self.storage.join(MAY_HAVE_RUN);
         let write = || {
-            File::create(&path)?.sync_all()?;
-            File::open(&self.storage)?.sync_all()?;
-            // Its parent has it since long ago, or nobody could ask.
-            self.storage
-                .parent()
-                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+            let mut file = File::options().write(true).open(&path)?;
+            file.write_all(IT_MAY)?;
+            file.sync_data()
         };
         write().with_context(|| format!("failed to write {}", path.display()))?;
         self.decide(Decision::Run)
@@ -208,7 +226,11 @@ impl Session {
 
     /// Whether this host was told to run the tree, be it before it was booted.
     pub fn may_have_run(&self) -> bool {
-        self.storage.join(MAY_HAVE_RUN).exists()
+        // What is there and can't be read is no reason to say that it has not.
+        match fs::read(self.storage.join(MAY_HAVE_RUN)) {
+            Ok(byte) => byte != NOT_YET,
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
     }
 
     /// What has been decided so far.
@@ -334,6 +356,22 @@ mod tests {
         session.remove().unwrap();
         assert!(!session.exists());
         session.remove().unwrap();
+    }
+
+    #[test]
+    fn the_disk_knows_that_it_may_have_run_when_it_is_decided() {
+        let directory = tempfile::tempdir().unwrap();
+        let session = session(&directory);
+        let _leader = session.create().unwrap();
+        assert!(session.decide_to_run().is_err(), "nobody prepared for it");
+        assert_eq!((session.decision(), session.may_have_run()), (None, false));
+        session.prepare_to_run().unwrap();
+        assert!(!session.may_have_run());
+        assert_eq!(session.decide_to_run().unwrap(), Decision::Run);
+        session.remove_storage().unwrap();
+        assert!(session.may_have_run(), "after the images are gone, too");
+        session.remove().unwrap();
+        assert!(!session.may_have_run());
     }
 
     #[test]

@@ -25,15 +25,20 @@ use crate::transfer::{self, Peer};
 pub const JOURNAL: &str = "journal";
 /// CRIU, or what runs it, has been started: a [`Process`].
 pub const AT_WORK: &str = "at-work";
-/// Source: the dump is complete.
+/// Source: the dump is complete. The action script makes this note.
 pub const DUMPED: &str = "dumped";
 /// Source: the tree ends with its dump, because it holds locks that the
 /// destination has to take; it is restored here if the migration fails.
 pub const RELEASE: &str = "release";
 /// Source: the destination may have been told to run the tree.
 pub const COMMITTING: &str = "committing";
-/// Destination: the tree is restored and stopped; its root, a [`Process`].
+/// Destination: the tree is restored and stopped. The action script makes this note.
 pub const RESTORED: &str = "restored";
+/// Destination: the id of the restored tree's root, as CRIU tells it the action
+/// script, complete as soon as there is [`RESTORED`].
+pub const INIT: &str = "init";
+/// Destination: the restored tree's root, a [`Process`].
+pub const ROOT: &str = "root";
 /// Destination: the tree has run.
 pub const RUNNING: &str = "running";
 /// Destination: the source's tree has ended, so that nobody will ask.
@@ -311,7 +316,7 @@ pub fn answer(session: &Session) -> anyhow::Result<bool> {
 /// # Errors
 /// The session can't be read or written.
 pub fn has_run(session: &Session) -> anyhow::Result<bool> {
-    let Some(root) = session.read::<Process>(RESTORED)? else {
+    let Some(root) = session.read::<Process>(ROOT)? else {
         return Ok(false);
     };
     for _ in 0..LOOKS {
@@ -365,7 +370,7 @@ fn finish_destination(
     if decision == Decision::Run {
         return Ok(());
     }
-    if let Some(root) = session.read::<Process>(RESTORED)? {
+    if let Some(root) = session.read::<Process>(ROOT)? {
         // CRIU has killed it, unless it was killed itself.
         signal(
             &processes(root.pid).unwrap_or_else(|_| vec![root]),

@@ -15,7 +15,7 @@ use super::report::Arrival;
 use super::tree::Process;
 use crate::cgroup;
 use crate::handover::Decision;
-use crate::handover::settle::{self, ENDED, RESTORED};
+use crate::handover::settle::{self, ENDED, ROOT};
 use crate::pagelist::HotFile;
 use crate::prefetch::{self, Options};
 use crate::protocol::{Fault, Message};
@@ -32,7 +32,7 @@ impl Guest<'_> {
     /// The tree runs. Whatever happens now, it stays.
     pub(super) fn settle_in(self, restore_seconds: f64) -> anyhow::Result<Arrival> {
         if self.order.cgroup.is_some()
-            && let Some(root) = self.session.read::<Process>(RESTORED)?
+            && let Some(root) = self.session.read::<Process>(ROOT)?
             && let Err(error) = cgroup::join(root.pid, BESIDE.into())
         {
             eprintln!("migrator: not charged to the container: {error}");

@@ -20,7 +20,7 @@ use crate::container;
 use crate::criu::{Criu, Passed};
 use crate::handover::session::Leader;
 use crate::handover::settle::{self, AT_WORK, JOURNAL, Journal, RESTORED, RUNNING};
-use crate::handover::{Decision, Session};
+use crate::handover::{Decision, Session, gate};
 use crate::prefetch::Options;
 use crate::protocol::Message;
 use crate::transfer::{Peer, Warmer};
@@ -140,6 +140,7 @@ impl<'a> Guest<'a> {
                 source: None,
             };
             session.note(JOURNAL, &journal)?;
+            session.prepare_to_run()?;
             settle::start(&session)?;
             let warmer = Warmer::start(options.clone(), peer.sender())?;
             Ok((session, leader, journal, warmer))
@@ -262,6 +263,10 @@ impl<'a> Guest<'a> {
                     return Err(error);
                 }
             }
+        }
+        if let Err(error) = gate::note_root(&self.session) {
+            self.kill(&mut child);
+            return Err(error);
         }
         self.restore_seconds = self.images_ended.elapsed().as_secs_f64();
         if let Err(fault) = self.peer.say(Message::Restored) {
