@@ -11,7 +11,7 @@ mod runc;
 mod wrapper;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,42 +55,48 @@ pub fn able(subject: &Subject, criu: &Criu) -> anyhow::Result<()> {
     }
 }
 
-/// The dump of a tree, which then waits for the session's decision, or ends
-/// it.
+/// Starts the dump of a tree, which then waits for the session's decision, or
+/// ends it.
 ///
 /// # Errors
-/// It can't be prepared.
+/// It can't be prepared, or run.
 pub fn dump(
     subject: &Subject,
     session: &Session,
     images: &Path,
     criu: &Criu,
     passed: Passed,
-) -> anyhow::Result<Command> {
+) -> anyhow::Result<Child> {
     match subject {
         Subject::Process { pid } => criu.dump(session, images, *pid, passed),
-        Subject::Runc { id, .. } => runc::dump(id, session, images, passed),
-        Subject::Podman { name, .. } => podman::dump(name, session, images, passed),
+        Subject::Runc { id, .. } => spawn(runc::dump(id, session, images, passed)?),
+        Subject::Podman { name, .. } => spawn(podman::dump(name, session, images, passed)?),
     }
 }
 
-/// The restore of a tree, which waits for the session's decision before it
-/// runs.
+/// Starts the restore of a tree, which waits for the session's decision before
+/// it runs.
 ///
 /// # Errors
-/// It can't be prepared.
+/// It can't be prepared, or run.
 pub fn restore(
     subject: &Subject,
     session: &Session,
     images: &Path,
     criu: &Criu,
     passed: Passed,
-) -> anyhow::Result<Command> {
+) -> anyhow::Result<Child> {
     match subject {
         Subject::Process { .. } => criu.restore(session, images, passed),
-        Subject::Runc { id, bundle } => runc::restore(id, bundle, session, images, passed),
-        Subject::Podman { .. } => podman::restore(session, images, passed),
+        Subject::Runc { id, bundle } => spawn(runc::restore(id, bundle, session, images, passed)?),
+        Subject::Podman { .. } => spawn(podman::restore(session, images, passed)?),
     }
+}
+
+fn spawn(mut command: Command) -> anyhow::Result<Child> {
+    command
+        .spawn()
+        .with_context(|| format!("failed to run {:?}", command.get_program()))
 }
 
 /// Makes a tree that has ended with its dump run again on the source, from
@@ -107,18 +113,16 @@ pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::R
         tcp_established: origin.tcp_established,
     };
     let criu = Criu::new(origin.criu.clone());
-    let mut command = match &journal.subject {
-        Subject::Podman { name, .. } => podman::go_on(name, session, passed)?,
-        other => restore(other, session, &images, &criu, passed)?,
-    };
     // Their parents have to reap them before their ids are free.
     let began = Instant::now();
     while origin.processes.iter().any(|process| process.is_there()) && began.elapsed() < REAPED {
         thread::sleep(Duration::from_millis(10));
     }
-    let status = command
-        .status()
-        .with_context(|| format!("failed to run {:?}", command.get_program()))?;
+    let mut child = match &journal.subject {
+        Subject::Podman { name, .. } => spawn(podman::go_on(name, session, passed)?)?,
+        other => restore(other, session, &images, &criu, passed)?,
+    };
+    let status = child.wait().context("failed to wait for the restore")?;
     if !status.success() {
         bail!(
             "failed to restore {} from {}, where its images stay: {status}: {}",

@@ -1,21 +1,21 @@
-//! CRIU's command line: the interface of it that stays the same.
-//!
-//! Dumps and restores call an action script of ours at each stage (criu(8),
-//! --action-script), which holds them until a [`Session`] has decided.
+//! CRIU: what it can, and dumps and restores that it holds until a [`Session`]
+//! has decided. It asks us at each stage; where a container's runtime stands in
+//! between, by way of an action script (criu(8), --action-script).
 
-use std::ffi::OsStr;
+mod service;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 
 use crate::handover::Session;
 use crate::handover::session::VARIABLE;
 use crate::handover::settle::{DUMPED, INIT, RESTORED};
+use service::Order;
 
 /// How many lines of its log are shown when CRIU fails.
 const LINES: usize = 6;
@@ -82,68 +82,44 @@ impl Criu {
         bail!("`criu check` fails: {}", last_lines(&said))
     }
 
-    /// The dump of a tree, which then waits for the session's decision.
+    /// Starts the dump of a tree, which then waits for the session's decision.
     ///
     /// # Errors
-    /// The action script can't be written.
+    /// CRIU can't be run.
     pub fn dump(
         &self,
         session: &Session,
         images: &Path,
         root: i32,
         passed: Passed,
-    ) -> anyhow::Result<Command> {
-        let mut command = self.command("dump", session, images, passed)?;
-        // Files that are open and deleted get a name for the way.
-        command
-            .args(["--link-remap", "--tree"])
-            .arg(root.to_string());
-        Ok(command)
+    ) -> anyhow::Result<Child> {
+        let order = Order {
+            session,
+            images,
+            root: Some(root),
+            passed,
+        };
+        order.start(&self.program)
     }
 
-    /// The restore of a tree, which waits for the session's decision before
-    /// the tree runs. It ends when the tree runs.
+    /// Starts the restore of a tree, which waits for the session's decision
+    /// before the tree runs. It ends when the tree runs.
     ///
     /// # Errors
-    /// The action script can't be written.
+    /// CRIU can't be run.
     pub fn restore(
         &self,
         session: &Session,
         images: &Path,
         passed: Passed,
-    ) -> anyhow::Result<Command> {
-        let mut command = self.command("restore", session, images, passed)?;
-        command.arg("--restore-detached");
-        Ok(command)
-    }
-
-    fn command(
-        &self,
-        what: &str,
-        session: &Session,
-        images: &Path,
-        passed: Passed,
-    ) -> anyhow::Result<Command> {
-        let work = session.storage();
-        let mut command = Command::new(&self.program);
-        command
-            .args([OsStr::new(what), OsStr::new("--images-dir")])
-            .arg(images)
-            .arg("--work-dir")
-            .arg(work)
-            .args(["--log-file", &format!("{what}.log"), "--file-locks"])
-            .arg("--action-script")
-            .arg(action_script(session)?)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is for us to hear and for CRIU not to.
-            .process_group(0);
-        if passed.tcp_established {
-            command.arg("--tcp-established");
-        }
-        Ok(command)
+    ) -> anyhow::Result<Child> {
+        let order = Order {
+            session,
+            images,
+            root: None,
+            passed,
+        };
+        order.start(&self.program)
     }
 
     /// The reason that CRIU wrote into its log when it failed, in one line.
@@ -159,7 +135,7 @@ impl Criu {
     }
 }
 
-/// The script that CRIU runs at each stage.
+/// The script that a runtime's CRIU runs at each stage.
 ///
 /// A shell between CRIU and us: CRIU takes a script that a signal has killed
 /// for one that has succeeded (`WEXITSTATUS` in `cr_dump_finish`, CRIU 4.2),

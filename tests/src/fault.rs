@@ -59,9 +59,7 @@ impl Fault {
     pub fn strike(self, hosts: &Hosts) -> Result<()> {
         match self {
             Self::PowerCut => hosts.destination.kill(),
-            Self::ReceiverKilled => {
-                kill_all(&hosts.destination, "-f '[m]igrator receive'")
-            }
+            Self::ReceiverKilled => kill_all(&hosts.destination, "-f '[m]igrator receive'"),
             Self::MoverKilled => kill_all(&hosts.source, "-f '[m]igrator move'"),
             Self::AllKilledAtSource => kill_all(&hosts.source, "-x migrator"),
             Self::NetworkCut(seconds) => {
@@ -74,9 +72,8 @@ impl Fault {
                 for_a_while(&hosts.source, &rule("-I"), &rule("-D"), seconds)
             }
             Self::StorageStalls(seconds) => {
-                let rule = |order: &str| {
-                    format!("iptables -w {order} INPUT -p tcp --dport 2049 -j DROP")
-                };
+                let rule =
+                    |order: &str| format!("iptables -w {order} INPUT -p tcp --dport 2049 -j DROP");
                 for_a_while(&hosts.storage, &rule("-I"), &rule("-D"), seconds)
             }
             Self::CriuKilled(client) => kill_all(host(hosts, client), "-x criu"),
@@ -84,7 +81,7 @@ impl Fault {
             Self::CriuFails(client) => host(hosts, client)
                 .run(
                     "cat >/usr/local/bin/criu <<'end'\n#!/bin/sh\n\
-                     case \" $* \" in *' dump '* | *' restore '*) echo 'no CRIU today' >&2; exit 1 ;; esac\n\
+                     case \" $* \" in *' swrk '*) echo 'no CRIU today' >&2; exit 1 ;; esac\n\
                      exec /usr/sbin/criu \"$@\"\nend\nchmod 755 /usr/local/bin/criu",
                 )
                 .map(drop),

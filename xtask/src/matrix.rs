@@ -10,6 +10,7 @@ mod verdict;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -27,6 +28,15 @@ use verdict::Demand;
 
 /// The kernels of Debian's releases, and the newest that it has.
 const STANDARD: &[&str] = &["5.10", "6.1", "6.12", "newest"];
+
+/// How long a guest may take for all but those rounds under KVM.
+const LIMIT: Duration = Duration::from_secs(150);
+
+/// Seldom enough for CI: a guest without KVM takes some seconds for a round.
+const ROUNDS: u32 = 12;
+
+/// What a round may take under KVM.
+const ROUND: Duration = Duration::from_secs(2);
 
 /// Which kernels, and what of them.
 #[derive(Debug, Default, Clone, clap::Args)]
@@ -48,6 +58,9 @@ pub(crate) struct Kernels {
         requires = "kernel"
     )]
     sources: Vec<Source>,
+    /// How often the module is loaded, put under stress, and unloaded
+    #[arg(long, value_name = "NUMBER", default_value_t = ROUNDS, requires = "kernel")]
+    rounds: u32,
     /// Write what came out into docs/kernels.md
     #[arg(long, requires = "kernel", conflicts_with = "sources")]
     document: bool,
@@ -63,6 +76,7 @@ impl Kernels {
     pub(crate) fn standard() -> Self {
         Self {
             kernels: STANDARD.iter().map(ToString::to_string).collect(),
+            rounds: ROUNDS,
             ..Self::default()
         }
     }
@@ -99,7 +113,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Kernels) -> Result<()> {
     let mut failed = Vec::new();
     for subject in &subjects {
         println!("\nLinux {}", subject.release);
-        let (report, problems) = try_out(workspace, &lab, subject, &kit)?;
+        let (report, problems) = try_out(workspace, &lab, subject, &kit, args.rounds)?;
         for problem in &problems {
             println!("  FAILED  {problem}");
         }
@@ -156,10 +170,12 @@ fn try_out(
     lab: &Lab,
     subject: &Subject,
     kit: &Kit,
+    rounds: u32,
 ) -> Result<(Report, Vec<String>)> {
     let tree = lab.tree(&subject.release)?;
-    furnish(workspace, &tree, subject, kit)?;
-    let outcome = lab.run(&subject.release, &subject.kernel, &tree)?;
+    furnish(workspace, &tree, subject, kit, rounds)?;
+    let limit = LIMIT + ROUND * rounds;
+    let outcome = lab.run(&subject.release, &subject.kernel, &tree, limit)?;
     let report = Report::parse(&outcome.report);
     let demand = Demand {
         expectation: &subject.expectation,
@@ -245,7 +261,13 @@ fn module(workspace: &Workspace, subject: &Subject) -> Result<PathBuf> {
 }
 
 /// Lays down what the guest finds at `/vm`.
-fn furnish(workspace: &Workspace, tree: &Path, subject: &Subject, kit: &Kit) -> Result<()> {
+fn furnish(
+    workspace: &Workspace,
+    tree: &Path,
+    subject: &Subject,
+    kit: &Kit,
+    rounds: u32,
+) -> Result<()> {
     let copy = |from: &Path, to: &str| {
         let to = tree.join(to);
         if let Some(directory) = to.parent() {
@@ -270,6 +292,7 @@ fn furnish(workspace: &Workspace, tree: &Path, subject: &Subject, kit: &Kit) -> 
         copy(&module(workspace, subject)?, "hotpages.ko")?;
     }
     write("built", format!("{}\n", built.display()))?;
+    write("rounds", format!("{rounds}\n"))?;
     let lines: Vec<_> = subject
         .plan
         .iter()

@@ -1,15 +1,16 @@
-//! The action script: holds CRIU until the session has decided.
+//! The gate: holds CRIU until the session has decided.
 //!
-//! CRIU calls it at many stages. At two of them the tree is whole and stands
-//! still; there it waits. It decides nothing itself but that a restored tree
-//! whose migrator has died does not run.
+//! CRIU asks at many stages. At two of them the tree is whole and stands still;
+//! there it waits for an answer: of a thread of the migrator that has started it,
+//! or of an action script, which is a process of its own. That one decides nothing
+//! itself but that a restored tree whose migrator has died does not run.
 
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use anyhow::Context;
 
-use super::settle::{self, INIT, RELEASE, ROOT};
+use super::settle::{self, DUMPED, INIT, RELEASE, RESTORED, ROOT};
 use super::{Decision, Session};
 use crate::live::tree::Process;
 
@@ -22,6 +23,23 @@ const LOOK_FOR_LEADER: Duration = Duration::from_millis(200);
 /// How long nobody may lead a session on the source before somebody is
 /// started who does.
 const ORPHANED: Duration = Duration::from_secs(1);
+
+/// As [`pass`], where CRIU itself tells, at every stage: notes what the shell does
+/// for an action script. `root` is the restored tree's, when it is whole.
+///
+/// # Errors
+/// As [`pass`]; or CRIU has told no root.
+pub fn tell(session: &Session, stage: &str, root: Option<i32>) -> anyhow::Result<bool> {
+    match stage {
+        "post-dump" => session.note(DUMPED, &())?,
+        "post-restore" => {
+            session.note(INIT, &root.context("CRIU tells no root")?)?;
+            session.note(RESTORED, &())?;
+        }
+        _ => {}
+    }
+    pass(session, stage)
+}
 
 /// Does what the stage wants. Gives whether CRIU shall go on: at the end of a
 /// dump that means that the tree ends, at that of a restore that it runs.

@@ -25,17 +25,17 @@ use crate::transfer::{self, Peer};
 pub const JOURNAL: &str = "journal";
 /// CRIU, or what runs it, has been started: a [`Process`].
 pub const AT_WORK: &str = "at-work";
-/// Source: the dump is complete. The action script makes this note.
+/// Source: the dump is complete. The gate makes this note.
 pub const DUMPED: &str = "dumped";
 /// Source: the tree ends with its dump, because it holds locks that the
 /// destination has to take; it is restored here if the migration fails.
 pub const RELEASE: &str = "release";
 /// Source: the destination may have been told to run the tree.
 pub const COMMITTING: &str = "committing";
-/// Destination: the tree is restored and stopped. The action script makes this note.
+/// Destination: the tree is restored and stopped. The gate makes this note.
 pub const RESTORED: &str = "restored";
-/// Destination: the id of the restored tree's root, as CRIU tells it the action
-/// script, complete as soon as there is [`RESTORED`].
+/// Destination: the id of the restored tree's root, as CRIU tells it; complete as
+/// soon as there is [`RESTORED`].
 pub const INIT: &str = "init";
 /// Destination: the restored tree's root, a [`Process`].
 pub const ROOT: &str = "root";

@@ -247,10 +247,7 @@ impl<'a> Guest<'a> {
             visit.end()?;
         }
         let subject = &self.order.subject;
-        let mut command = container::restore(subject, &self.session, &images, criu, passed)?;
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("failed to run {:?}", command.get_program()))?;
+        let mut child = container::restore(subject, &self.session, &images, criu, passed)?;
         if let Some(process) = Process::of(child.id() as i32) {
             self.session.note(AT_WORK, &process)?;
         }

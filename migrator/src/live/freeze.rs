@@ -74,10 +74,7 @@ impl Host<'_> {
                 passed,
                 ..
             } = self.options;
-            let mut command = container::dump(subject, &self.session, &images, criu, *passed)?;
-            let dump = command
-                .spawn()
-                .with_context(|| format!("failed to run {:?}", command.get_program()))?;
+            let dump = container::dump(subject, &self.session, &images, criu, *passed)?;
             if let Some(process) = Process::of(dump.id() as i32) {
                 self.session.note(AT_WORK, &process)?;
             }

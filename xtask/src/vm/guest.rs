@@ -14,9 +14,6 @@ use super::{image, lock};
 use crate::packages;
 use crate::workspace::Workspace;
 
-/// How long a guest may take for all of it under KVM.
-const LIMIT: Duration = Duration::from_secs(150);
-
 /// The pagevec window is one between two processors.
 const PROCESSORS: u32 = 2;
 
@@ -88,11 +85,18 @@ impl Lab {
 
     /// Boots a kernel and waits for the end of its script, `init` in the tree
     /// that the guest finds at `/vm`. It reports on `/dev/ttyS1`, says
-    /// `migrator-vm: NAME is done` on the console and waits.
+    /// `migrator-vm: NAME is done` on the console and waits. `limit` is for all of
+    /// it under KVM.
     ///
     /// # Errors
     /// When it can't be started. What goes wrong inside is in the outcome.
-    pub(crate) fn run(&self, name: &str, kernel: &Kernel, tree: &Path) -> Result<Outcome> {
+    pub(crate) fn run(
+        &self,
+        name: &str,
+        kernel: &Kernel,
+        tree: &Path,
+        limit: Duration,
+    ) -> Result<Outcome> {
         let directory = self.directory.join(name);
         fs::create_dir_all(&directory)
             .with_context(|| format!("failed to create {}", directory.display()))?;
@@ -129,7 +133,7 @@ impl Lab {
             accelerator,
         })?;
         let ended = machine
-            .wait_for(&format!("{name} is done"), LIMIT * accelerator.slowness())
+            .wait_for(&format!("{name} is done"), limit * accelerator.slowness())
             // A complaint may come with the last thing it did.
             .and_then(|()| machine.check());
         let time = start.elapsed();
