@@ -4,7 +4,9 @@
 //!
 //! The messages are CRIU's `images/rpc.proto`, as far as they are needed. A CRIU
 //! whose question is not answered, because we have died, ends a restored tree and
-//! lets a dumped one go on (`send_criu_rpc_script` in `criu/cr-service.c`).
+//! lets a dumped one go on (`send_criu_rpc_script` in `criu/cr-service.c`). The crate
+//! rust-criu speaks the same, but keeps to itself which process CRIU is, which a
+//! guard must know when we have died, and calls back to a function of no session.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
