@@ -254,8 +254,9 @@ pub struct LiveArgs {
     /// Prefetch nothing before the freeze.
     #[arg(long)]
     pub no_warmup: bool,
-    /// How long to prefetch at most before the freeze.
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s", conflicts_with = "no_warmup")]
+    /// How long to prefetch at most before the freeze; it ends as soon as little is
+    /// new, and the container runs on meanwhile.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m", conflicts_with = "no_warmup")]
     pub max_warmup: Duration,
     /// Leave the page cache behind: what CRIU alone does.
     #[arg(long)]
