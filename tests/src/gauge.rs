@@ -5,5 +5,6 @@ pub mod accesses;
 pub mod chunks;
 pub mod load;
 pub mod policy;
+pub mod simulation;
 pub mod trace;
 pub mod watcher;

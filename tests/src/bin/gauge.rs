@@ -19,6 +19,7 @@ use migrator_tests::PAGE_SIZE;
 use migrator_tests::gauge::accesses::{Accesses, Scale, Workload};
 use migrator_tests::gauge::chunks::{self, Cluster, Kernel, Shape};
 use migrator_tests::gauge::load::{self, Load};
+use migrator_tests::gauge::simulation::{self, Cache};
 use migrator_tests::gauge::watcher::{Tools, Watcher, Watching};
 use migrator_tests::gauge::{policy, trace};
 use migrator_tests::random::Random;
@@ -54,6 +55,18 @@ enum Gauge {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Tell heat of a cache of any size
+    Simulation {
+        #[arg(long)]
+        cache: Cache,
+        /// Its size
+        #[arg(long)]
+        gib: f64,
+        #[arg(long, default_value_t = simulation::HOT_EPOCHS)]
+        epochs: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Work on a cached file: alone, observed, and alone again
     Overhead {
         #[arg(long)]
@@ -85,6 +98,12 @@ fn main() -> Result<()> {
             queries,
             seed,
         } => quality(workload, scale, windows, queries, seed),
+        Gauge::Simulation {
+            cache,
+            gib,
+            epochs,
+            seed,
+        } => simulation(cache, gib, epochs, seed),
         Gauge::Overhead {
             load,
             watcher,
@@ -216,10 +235,59 @@ fn decode(list: &PathBuf) -> Result<Value> {
 
 /// The most memory that this process ever had, in bytes (proc(5)).
 fn peak_memory() -> Result<u64> {
+    status("VmHWM:")
+}
+
+/// A size in bytes from this process's status.
+fn status(key: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("failed to read our status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(number.context("our status has no VmHWM")? * 1024)
+    Ok(number.with_context(|| format!("our status has no {key}"))? * 1024)
+}
+
+fn simulation(cache: Cache, gib: f64, epochs: u32, seed: u64) -> Result<Value> {
+    let pages = (gib * f64::from(1 << 30)) as u64 / PAGE_SIZE as u64;
+    let before = status("VmRSS:")?;
+    let mut heat = HeatMap::default();
+    let start = cpu_seconds()?;
+    let uses = simulation::tell(&mut heat, cache, pages, epochs, seed);
+    let told = cpu_seconds()?;
+    let memory = status("VmRSS:")? - before;
+    let mut list = PageIndexList {
+        page_size: PAGE_SIZE as u32,
+        files: Vec::new(),
+    };
+    for file in heat.files() {
+        let runs = heat.runs(file, 1, u64::MAX);
+        let identity = identity(file, runs.last().map_or(0, |run| run.end()));
+        list.files.push(HotFile { identity, runs });
+    }
+    list.hottest_first();
+    let mut writer = Writer::new(std::io::sink(), list.page_size)?;
+    for file in &list.files {
+        writer.file(file)?;
+    }
+    writer.finish()?;
+    Ok(json!({
+        "tracked_pages": pages,
+        "known_pages": list.pages(),
+        "forgotten_pages": heat.forgotten(),
+        "uses": uses,
+        "cpu_seconds": told - start,
+        "list_cpu_seconds": cpu_seconds()? - told,
+        "memory_bytes": memory,
+        "peak_bytes": peak_memory()? - before,
+    }))
+}
+
+/// What this process has computed.
+fn cpu_seconds() -> Result<f64> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
+        .context("failed to ask what we have used")?;
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + 1e-6 * time.tv_usec() as f64;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// The bits that the runs of a list take at least when gaps, lengths and heats
