@@ -19,6 +19,7 @@ use std::collections::btree_map::Entry;
 
 use migrator_common::access::{CHUNK_PAGES, CHUNK_WORDS, ChunkBits, WordBits};
 
+use crate::format::MAX_RUNS;
 use crate::pagelist::{Heat, Run};
 
 /// A file, as the kernel names it: kernel `dev_t` and inode number.
@@ -60,9 +61,12 @@ const SOMETHING: u16 = USE / 16;
 /// After so many epochs hardly anything is left of a count.
 const EPOCHS: usize = 64;
 
-/// What all that is remembered may take, in bytes: counts of 44 million pages that are
-/// as near together as can be, or of 20 million of which every tenth is used.
+/// What all that is remembered may take, in bytes: some 20 million pages of which every
+/// tenth is used.
 pub const ROOM: usize = 96 << 20;
+
+/// What the counts of pages may take of that: a list can't have more runs than these.
+const COUNTS_ROOM: usize = size_of::<u16>() * MAX_RUNS as usize;
 
 /// What a chunk takes in memory beside itself, in bytes: its part of a node of the map,
 /// and what the allocator adds.
@@ -182,8 +186,9 @@ impl HeatMap {
         }
         chunk.mark(bits, self.again);
         self.room = self.room - before + chunk.room();
-        if self.room > ROOM {
-            self.forget(ROOM / 3 * 2);
+        let without_counts = CHUNK_ROOM + size_of::<Chunk<[u16; 1]>>();
+        if self.room > ROOM || self.room - self.chunks.len() * without_counts > COUNTS_ROOM {
+            self.forget(self.room / 3 * 2);
         }
     }
 
@@ -256,7 +261,24 @@ impl HeatMap {
         sum
     }
 
-    /// These pages.
+    /// How many pages of a file are known, and how many of them were used more than
+    /// once, in a small part of the time that [`Self::sum`] takes.
+    pub fn count(&self, file: FileId) -> (u64, u64) {
+        let mut sum = (0, 0);
+        for (_, chunk) in self.of_file(file) {
+            let count = chunk.count();
+            let each = &chunk.pages[..count.min(chunk.pages.len())];
+            let again = each.iter().filter(|page| **page & AGAIN != 0).count();
+            sum.0 += count as u64;
+            sum.1 += match chunk.alike() {
+                Some(_) => again * count,
+                None => again,
+            } as u64;
+        }
+        sum
+    }
+
+    /// The pages of a file below `end` that have at least the heat asked for.
     pub fn runs(&self, file: FileId, min_heat: Heat, end: u64) -> Vec<Run> {
         let mut runs = Vec::new();
         for (place, chunk) in self.of_file(file) {
@@ -803,6 +825,7 @@ mod tests {
         }
         assert_eq!(map.room, Chunk::new(0, 1).room());
         assert_eq!(map.runs(FILE, 2, u64::MAX).len(), 1);
+        assert_eq!(map.count(FILE), (512, 512));
         // One page is used more often; in the end nothing is left of that.
         map.mark(FILE, 0, &bits(&[7], &[]));
         assert_eq!(map.room, Chunk::new(0, 512).room());
@@ -828,6 +851,8 @@ mod tests {
             told += CHUNK_PAGES;
             assert!(map.room <= ROOM);
         }
+        let runs: u64 = map.runs(FILE, 1, u64::MAX).len() as u64;
+        assert!(runs <= MAX_RUNS, "{runs}");
         let room: usize = map.chunks.values().map(|chunk| chunk.room()).sum();
         assert_eq!(map.room, room);
         let known = map.sum(FILE, 1, u64::MAX);
@@ -859,6 +884,7 @@ mod tests {
             let mut sum = Sum::default();
             found.iter().for_each(|(_, heat)| sum.add(1, *heat));
             prop_assert_eq!(map.sum(FILE, 1, u64::MAX), sum);
+            prop_assert_eq!(map.count(FILE), (sum.pages, sum.again));
         }
     }
 }

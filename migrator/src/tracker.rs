@@ -354,8 +354,8 @@ impl Tracker {
         })
     }
 
-    /// How many pages of each file are known so far, whatever the file is. What has
-    /// been mapped since the last epoch, and what is read at this moment, may be
+    /// How many pages of each file are known so far, whatever the file is; without their
+    /// heat. What has been mapped since the last epoch, and what is read at this moment, may be
     /// missing.
     pub fn progress(&self, min_heat: Heat) -> Vec<(FileName, Sum)> {
         let Known { heat, sampled } = &self.known;
@@ -364,7 +364,21 @@ impl Tracker {
             .map(|(name, file)| (*name, sum_of(file, min_heat)));
         let observed = heat.files().map(|file| {
             let name = (file.device.into(), file.inode);
-            (name, heat.sum(file, min_heat, u64::MAX))
+            // The access map fills up meanwhile.
+            let (pages, again) = match min_heat {
+                0 | 1 => heat.count(file),
+                2 => (heat.count(file).1, heat.count(file).1),
+                _ => {
+                    let sum = heat.sum(file, min_heat, u64::MAX);
+                    (sum.pages, sum.again)
+                }
+            };
+            let sum = Sum {
+                pages,
+                again,
+                heat: 0,
+            };
+            (name, sum)
         });
         sampled.chain(observed).collect()
     }
