@@ -189,6 +189,7 @@ impl Work {
                 for start in (0..*pages).step_by(256) {
                     file.read_exact_at(&mut buffer, start * PAGE_SIZE as u64)?;
                 }
+                let end = Instant::now() + time;
                 while Instant::now() < end {
                     for _ in 0..1000 {
                         let at = random.below(*pages) * PAGE_SIZE as u64;

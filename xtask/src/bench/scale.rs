@@ -26,8 +26,8 @@ pub(super) struct Args {
     /// Processes
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
     processes: Vec<u64>,
-    /// MiB of the real caches, which this host's memory must hold
-    #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 12288])]
+    /// MiB of real files; of what memory does not hold, the tracker still knows
+    #[arg(long, value_delimiter = ',', default_values_t = [1024, 12_288, 65_536])]
     mib: Vec<u64>,
     /// 2 MiB chunks that a tracker which is stopped can't see; more than its map has room for
     #[arg(long, value_delimiter = ',', default_values_t = [60_000])]
@@ -201,15 +201,30 @@ fn summary(record: &Record<String>) -> Value {
     Value::Object(arms.collect())
 }
 
-/// What an arm is of: its title, and how much of it.
-fn title(
-    arm: &str,
+/// What an arm is of, and the runs of it.
+type Arm<'a> = (&'static str, u64, &'a [Value]);
+
+/// The arms of a kind, in the order of their titles and of how much it is.
+fn arms<'a>(
+    record: &'a Record<String>,
     kind: &str,
     titles: &[(&'static str, &'static str)],
-) -> Option<(&'static str, u64)> {
-    let (what, count) = arm.strip_prefix(kind)?.split_once(' ')?;
-    let (_, title) = titles.iter().find(|(key, _)| *key == what)?;
-    Some((title, count.parse().ok()?))
+) -> Vec<Arm<'a>> {
+    let mut found = Vec::new();
+    for (arm, samples) in record.arms() {
+        let of_kind = arm.strip_prefix(kind).and_then(|arm| arm.split_once(' '));
+        let Some((what, Ok(count))) = of_kind.map(|(what, count)| (what, count.parse::<u64>()))
+        else {
+            continue;
+        };
+        if let Some(place) = titles.iter().position(|(key, _)| *key == what) {
+            found.push((place, count, samples));
+        }
+    }
+    found.sort_by_key(|(place, count, _)| (*place, *count));
+    let titled =
+        |(place, count, samples): (usize, u64, &'a [Value])| (titles[place].1, count, samples);
+    found.into_iter().map(titled).collect()
 }
 
 fn table(record: &Record<String>) -> String {
@@ -229,10 +244,7 @@ fn table(record: &Record<String>) -> String {
     text += "\n**Simulated**: what is remembered of a cache\n\n\
              | | cache | known | forgotten | memory | a page | with the list | a use | list |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
-    for (arm, samples) in record.arms() {
-        let Some((title, pages)) = title(&arm, "simulated ", &SIMULATED) else {
-            continue;
-        };
+    for (title, pages, samples) in arms(record, "simulated ", &SIMULATED) {
         let of = |key: &str| median(samples, key);
         let hot = match of("hot_known") {
             share if share.is_nan() => String::new(),
@@ -251,12 +263,9 @@ fn table(record: &Record<String>) -> String {
         );
     }
     text += "\n**Real**: `migrator track --all` on this host\n\n\
-             | | pages used | known | kernel memory before | after | memory | of it the kernel's | with the list | CPU a minute |\n\
+             | | pages used | known | kernel memory before | after | memory | of it program and map | with the list | CPU a minute |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
-    for (arm, samples) in record.arms() {
-        let Some((title, count)) = title(&arm, "tracked ", &REAL) else {
-            continue;
-        };
+    for (title, count, samples) in arms(record, "tracked ", &REAL) {
         let of = |key: &str| median(samples, key);
         text += &format!(
             "| {count} {title} | {:.0} | {:.0} | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.2} s |\n",
@@ -276,10 +285,7 @@ fn table(record: &Record<String>) -> String {
 /// What was lost in real runs, and what the tracker said of it.
 fn losses(record: &Record<String>) -> String {
     let mut text = String::new();
-    for (arm, samples) in record.arms() {
-        let Some((title, count)) = title(&arm, "tracked ", &REAL) else {
-            continue;
-        };
+    for (title, count, samples) in arms(record, "tracked ", &REAL) {
         let Some(last) = samples.last() else {
             continue;
         };
@@ -304,15 +310,19 @@ fn losses(record: &Record<String>) -> String {
 }
 
 fn draw(record: &Record<String>, path: &Path) -> Result<()> {
-    let lines = SIMULATED.map(|(_, title_of_line)| Growth {
-        title: title_of_line,
-        points: record
-            .arms()
-            .filter_map(|(arm, samples)| {
-                let (title, pages) = title(&arm, "simulated ", &SIMULATED)?;
-                let memory = median(samples, "peak_bytes") / MIB;
-                (title == title_of_line).then_some((pages as f64 / 262_144.0, memory))
-            })
+    let arms = arms(record, "simulated ", &SIMULATED);
+    let point = |(_, pages, samples): &Arm<'_>| {
+        (
+            *pages as f64 / 262_144.0,
+            median(samples, "peak_bytes") / MIB,
+        )
+    };
+    let lines = SIMULATED.map(|(_, title)| Growth {
+        title,
+        points: arms
+            .iter()
+            .filter(|arm| arm.0 == title)
+            .map(point)
             .collect(),
     });
     plot::growth(
