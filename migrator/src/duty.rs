@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::mem;
 
-use migrator_common::access::{CHUNK_WORDS, ChunkBits};
+use migrator_common::access::{CHUNK_WORDS, ChunkBits, ChunkKey};
 
 use crate::heat::{FileId, HeatMap};
 
@@ -33,6 +33,10 @@ const NEWS: f64 = 0.03;
 /// heat, and how many epochs that can be. Chosen with the same bench: where hot pages
 /// come and go (drift), those that have gone would keep the places of the new ones.
 const FADES: (f64, u32) = (0.02, 2);
+
+/// What so many chunks show, 16 GiB, is what all show: of a larger cache, a part is
+/// looked at, so that a window takes no more memory.
+const CHUNKS: usize = 1 << 13;
 
 /// Decides after each epoch that was observed.
 #[derive(Debug)]
@@ -115,6 +119,11 @@ struct Shown {
 impl Window {
     /// Takes note of what is about to be told to `heat`.
     pub fn see(&mut self, heat: &HeatMap, file: FileId, chunk: u32, bits: &ChunkBits) {
+        let (place, _) = ChunkKey::new(file.inode, file.device, chunk).slots();
+        let part = (heat.chunks() / CHUNKS).max(1).next_power_of_two();
+        if !(place as usize).is_multiple_of(part) {
+            return;
+        }
         let shown = self.0.entry((file, chunk)).or_insert_with(|| Shown {
             used: [0; _],
             known: heat.known_hot(file, chunk),
@@ -230,6 +239,28 @@ mod tests {
         tell(&mut window, &mut heat, 0b0110, 0);
         assert_eq!(window.news(), News { hot: 3, new: 1 });
         assert_eq!(window.news(), News::default());
+    }
+
+    #[test]
+    fn of_a_large_cache_a_part_tells() {
+        let (mut window, mut heat) = (Window::default(), HeatMap::default());
+        let mut bits = ChunkBits::default();
+        (bits.words[1].used, bits.words[1].again) = (1, 1);
+        let chunks = 10 * CHUNKS as u32;
+        for hot in [0..chunks / 2, 0..chunks] {
+            for chunk in hot {
+                window.see(&heat, FILE, chunk, &bits);
+                heat.mark(FILE, chunk, &bits);
+            }
+            heat.next_epoch();
+            if heat.chunks() < chunks as usize {
+                window.news();
+            }
+        }
+        // Half of it was known, and no more than so many were looked at.
+        assert!(window.0.len() <= 2 * CHUNKS, "{}", window.0.len());
+        let share = window.news().share();
+        assert!((0.4..0.6).contains(&share), "{share}");
     }
 
     #[test]

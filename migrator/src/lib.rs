@@ -20,6 +20,7 @@ pub mod handover;
 pub mod heat;
 pub mod kernel;
 pub mod live;
+pub mod memory;
 pub mod observe;
 pub mod pagelist;
 pub mod pathmap;

@@ -123,23 +123,31 @@ impl HotFile {
     /// ends beyond the limit, or begins before the end of the one before it.
     pub fn check(&self, limit: u64) -> Result<(), Invalid> {
         self.identity.check()?;
-        let mut end = 0;
-        for run in &self.runs {
-            let index = run.index;
-            let fault = |why| Err(Invalid::Run { index, why });
-            if run.index < end {
-                return fault("overlaps the one before it");
-            }
-            if run.pages == 0 || run.heat == 0 {
-                return fault("has no pages or no heat");
-            }
-            end = index.saturating_add(u64::from(run.pages));
-            if end > limit {
-                return fault("ends beyond the largest offset of a file");
-            }
-        }
-        Ok(())
+        check_runs(&self.runs, 0, limit).map(drop)
     }
+}
+
+/// Checks runs of a file behind those that end before page `end`, and gives the page
+/// that they end before.
+///
+/// # Errors
+/// As [`HotFile::check`].
+pub(crate) fn check_runs(runs: &[Run], mut end: u64, limit: u64) -> Result<u64, Invalid> {
+    for run in runs {
+        let index = run.index;
+        let fault = |why| Err(Invalid::Run { index, why });
+        if run.index < end {
+            return fault("overlaps the one before it");
+        }
+        if run.pages == 0 || run.heat == 0 {
+            return fault("has no pages or no heat");
+        }
+        end = index.saturating_add(u64::from(run.pages));
+        if end > limit {
+            return fault("ends beyond the largest offset of a file");
+        }
+    }
+    Ok(end)
 }
 
 /// The hot pages of a set of files.

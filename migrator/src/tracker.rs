@@ -11,9 +11,11 @@ use migrator_common::event::{Counters, Event, HALF_FULL};
 
 use crate::duty::{News, Window};
 use crate::file::{InodeKey, Resolver};
-use crate::heat::{FileId, HeatMap};
+use crate::format;
+use crate::heat::{FileId, HeatMap, Sum};
 use crate::kernel;
-use crate::pagelist::{Heat, HotFile, PageIndexList};
+use crate::memory;
+use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use crate::source::lru::Reason;
 use crate::source::mapped;
 use crate::source::{self, Choice, Chosen, Refusal, Source};
@@ -37,13 +39,11 @@ pub struct Tracker {
     source: Source,
     target: Target,
     resolver: Resolver,
-    heat: HeatMap,
+    known: Known,
     /// What file handles are made of, and whether the inode was used by the
     /// same file all the time.
     generations: HashMap<FileId, u32>,
-    /// What samples have shown: the latest of each file, and what the latest
-    /// left out.
-    sampled: BTreeMap<(u64, u64), HotFile>,
+    /// What the latest sample left out.
     unsampled: BTreeMap<Reason, u64>,
     sampled_at: Option<Instant>,
     /// When the processes' open and mapped files were looked at.
@@ -60,13 +60,45 @@ pub struct Tracker {
     observed: Duration,
 }
 
-/// What is known at one moment.
+/// A file, in whatever way its source names it: device and inode number.
+pub type FileName = (u64, u64);
+
+/// The pages that are known.
+#[derive(Debug, Default)]
+pub struct Known {
+    heat: HeatMap,
+    /// What samples have shown: the latest of each file.
+    sampled: BTreeMap<FileName, HotFile>,
+}
+
+/// What is known at one moment, in sum: the pages themselves stay where they are,
+/// for a list of all of them can take many times as much memory.
 #[derive(Debug)]
-pub struct Snapshot {
-    /// The list; hottest file first.
-    pub list: PageIndexList,
+pub struct Overview {
+    /// The files of which pages are known, hottest first.
+    pub files: Vec<Found>,
+    /// Pages of less heat are left out.
+    pub min_heat: Heat,
     /// What stands in no list, by reason.
     pub left_out: BTreeMap<Reason, LeftOut>,
+    /// What is not known.
+    pub lost: Lost,
+}
+
+/// A file of which pages are known.
+#[derive(Debug)]
+pub struct Found {
+    /// The file.
+    pub identity: FileIdentity,
+    /// Its pages.
+    pub sum: Sum,
+    /// As heat names it, unless it was sampled.
+    file: Option<FileId>,
+}
+
+/// What was seen and is not known, or not even seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lost {
     /// What the kernel side saw and lost.
     pub counters: Counters,
     /// Pages that were forgotten because too many were used.
@@ -75,19 +107,13 @@ pub struct Snapshot {
     pub skipped: u64,
 }
 
-impl Snapshot {
-    fn new(forgotten: u64) -> Self {
-        Self {
-            list: PageIndexList {
-                page_size: kernel::page_size(),
-                files: Vec::new(),
-            },
-            left_out: BTreeMap::new(),
-            counters: Counters::default(),
-            forgotten,
-            skipped: 0,
-        }
-    }
+/// What is known at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The list; hottest file first.
+    pub list: PageIndexList,
+    /// What is not known.
+    pub lost: Lost,
 }
 
 /// How much was left out for a reason.
@@ -112,9 +138,8 @@ impl Tracker {
             source,
             target,
             resolver: Resolver::new(PathBuf::from(PROC)),
-            heat: HeatMap::default(),
+            known: Known::default(),
             generations: HashMap::new(),
-            sampled: BTreeMap::new(),
             unsampled: BTreeMap::new(),
             sampled_at: None,
             looked_at: None,
@@ -125,6 +150,8 @@ impl Tracker {
             observed: Duration::ZERO,
         };
         tracker.look_at_processes();
+        // The kernel's types were read, and are of no use any more.
+        memory::give_back();
         Ok((tracker, chosen))
     }
 
@@ -169,7 +196,7 @@ impl Tracker {
         if let (Source::Ebpf(source), Some(since)) = (&mut self.source, self.observing) {
             source.detach();
             self.collect()?;
-            (0..fades).for_each(|_| self.heat.next_epoch());
+            (0..fades).for_each(|_| self.known.heat.next_epoch());
             self.observed += since.elapsed();
             self.observing = None;
         }
@@ -235,9 +262,9 @@ impl Tracker {
                             inode: key.inode,
                         };
                         if let Some(window) = &mut self.window {
-                            window.see(&self.heat, file, key.chunk(), bits);
+                            window.see(&self.known.heat, file, key.chunk(), bits);
                         }
-                        self.heat.mark(file, key.chunk(), bits);
+                        self.known.heat.mark(file, key.chunk(), bits);
                     })
                     .context("failed to empty the access map")?;
             }
@@ -268,7 +295,7 @@ impl Tracker {
         match &self.source {
             Source::Ebpf(_) => {
                 self.collect()?;
-                self.heat.next_epoch();
+                self.known.heat.next_epoch();
                 self.look_at_processes();
                 Ok(())
             }
@@ -276,12 +303,12 @@ impl Tracker {
         }
     }
 
-    /// The list as it is now, of pages of at least `min_heat`.
+    /// What is known now of pages of at least `min_heat`.
     ///
     /// # Errors
     /// The source failed.
-    pub fn snapshot(&mut self, min_heat: Heat) -> anyhow::Result<Snapshot> {
-        let mut snapshot = match &self.source {
+    pub fn overview(&mut self, min_heat: Heat) -> anyhow::Result<Overview> {
+        let mut overview = match &self.source {
             Source::Ebpf(_) => {
                 if self.looked_at.is_none_or(|at| at.elapsed() >= JUST_NOW) {
                     self.look_at_processes();
@@ -294,8 +321,90 @@ impl Tracker {
                 self.as_sampled(min_heat)
             }
         };
-        snapshot.list.hottest_first();
-        Ok(snapshot)
+        overview.files.sort_unstable_by(|one, other| {
+            let by_heat = other.sum.hotness().total_cmp(&one.sum.hotness());
+            by_heat.then_with(|| one.identity.path.cmp(&other.identity.path))
+        });
+        Ok(overview)
+    }
+
+    /// The same with the pages.
+    ///
+    /// # Errors
+    /// The source failed.
+    pub fn snapshot(&mut self, min_heat: Heat) -> anyhow::Result<Snapshot> {
+        let overview = self.overview(min_heat)?;
+        let mut list = PageIndexList {
+            page_size: kernel::page_size(),
+            files: Vec::with_capacity(overview.files.len()),
+        };
+        for found in overview.files {
+            let mut runs = Vec::new();
+            let gathered = self.known.each_runs(&found, min_heat, |some| {
+                runs.extend_from_slice(some);
+                Ok::<_, std::convert::Infallible>(())
+            });
+            let Ok(()) = gathered;
+            let identity = found.identity;
+            list.files.push(HotFile { identity, runs });
+        }
+        Ok(Snapshot {
+            list,
+            lost: overview.lost,
+        })
+    }
+
+    /// How many pages of each file are known so far, whatever the file is; without their
+    /// heat. What has been mapped since the last epoch, and what is read at this moment, may be
+    /// missing.
+    pub fn progress(&self, min_heat: Heat) -> Vec<(FileName, Sum)> {
+        let Known { heat, sampled } = &self.known;
+        let sampled = sampled
+            .iter()
+            .map(|(name, file)| (*name, sum_of(file, min_heat)));
+        let observed = heat.files().map(|file| {
+            let name = (file.device.into(), file.inode);
+            // The access map fills up meanwhile.
+            let (pages, again) = match min_heat {
+                0 | 1 => heat.count(file),
+                2 => (heat.count(file).1, heat.count(file).1),
+                _ => {
+                    let sum = heat.sum(file, min_heat, u64::MAX);
+                    (sum.pages, sum.again)
+                }
+            };
+            let sum = Sum {
+                pages,
+                again,
+                heat: 0,
+            };
+            (name, sum)
+        });
+        sampled.chain(observed).collect()
+    }
+
+    /// Where a file is of which pages are known, if that is known.
+    pub fn path(&mut self, name: FileName) -> Option<PathBuf> {
+        if let Some(file) = self.known.sampled.get(&name) {
+            return Some(file.identity.path.clone());
+        }
+        let file = FileId {
+            device: name.0.try_into().ok()?,
+            inode: name.1,
+        };
+        let generation = self.generations.get(&file).copied().unwrap_or(0);
+        let found = self.resolver.resolve(inode_key(file, generation));
+        found.ok().map(|identity| identity.path)
+    }
+
+    /// What is known.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// The same; nobody is observed any more.
+    pub fn into_known(self) -> Known {
+        self.known
     }
 
     /// Marks what is mapped and has caused no access to be seen: from the
@@ -329,17 +438,18 @@ impl Tracker {
             });
         }
         for ((file, chunk), bits) in found {
-            self.heat.mark_unknown(file, chunk, &bits);
+            self.known.heat.mark_unknown(file, chunk, &bits);
         }
     }
 
     /// What accesses say.
-    fn as_observed(&mut self, min_heat: Heat) -> Snapshot {
-        let mut snapshot = Snapshot::new(self.heat.forgotten());
+    fn as_observed(&mut self, min_heat: Heat) -> Overview {
+        let mut overview = Overview::new(min_heat);
+        overview.lost.forgotten = self.known.heat.forgotten();
         if let Source::Ebpf(source) = &self.source {
-            snapshot.counters = source.counters();
-            snapshot.skipped = source.skipped();
-            if snapshot.counters.events_lost > 0 {
+            overview.lost.counters = source.counters();
+            overview.lost.skipped = source.skipped();
+            if overview.lost.counters.events_lost > 0 {
                 for key in source.files_seen() {
                     let file = FileId {
                         device: key.device,
@@ -349,41 +459,48 @@ impl Tracker {
                 }
             }
         }
-        for file in self.heat.files() {
+        overview
+            .files
+            .reserve_exact(self.known.heat.files().count());
+        for file in self.known.heat.files() {
             let generation = self.generations.get(&file).copied().unwrap_or(0);
             let found = self.resolver.resolve(inode_key(file, generation));
-            let end = match &found {
-                Ok(identity) => identity.size.div_ceil(u64::from(kernel::page_size())),
-                Err(_) => u64::MAX,
-            };
-            let runs = self.heat.runs(file, min_heat, end);
-            if runs.is_empty() {
+            let end = found.as_ref().map_or(u64::MAX, end);
+            let sum = self.known.heat.sum(file, min_heat, end);
+            if sum.pages == 0 {
                 continue;
             }
             match found {
-                Ok(identity) => snapshot.list.files.push(HotFile { identity, runs }),
+                Ok(identity) => overview.files.push(Found {
+                    identity,
+                    sum,
+                    file: Some(file),
+                }),
                 Err(reason) => {
-                    let sum = snapshot.left_out.entry(reason.into()).or_default();
-                    sum.files += 1;
-                    sum.pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
+                    let left_out = overview.left_out.entry(reason.into()).or_default();
+                    left_out.files += 1;
+                    left_out.pages += sum.pages;
                 }
             }
         }
-        snapshot
+        overview
     }
 
     /// What samples say.
-    fn as_sampled(&self, min_heat: Heat) -> Snapshot {
-        let mut snapshot = Snapshot::new(0);
-        for file in self.sampled.values() {
-            let mut file = file.clone();
-            file.runs.retain(|run| run.heat >= min_heat);
-            if !file.runs.is_empty() {
-                snapshot.list.files.push(file);
+    fn as_sampled(&self, min_heat: Heat) -> Overview {
+        let mut overview = Overview::new(min_heat);
+        for file in self.known.sampled.values() {
+            let sum = sum_of(file, min_heat);
+            if sum.pages > 0 {
+                overview.files.push(Found {
+                    identity: file.identity.clone(),
+                    sum,
+                    file: None,
+                });
             }
         }
         for (reason, files) in &self.unsampled {
-            snapshot.left_out.insert(
+            overview.left_out.insert(
                 *reason,
                 LeftOut {
                     files: *files,
@@ -391,7 +508,7 @@ impl Tracker {
                 },
             );
         }
-        snapshot
+        overview
     }
 
     /// Takes a sample, unless the latest is still fresh. What is known of a
@@ -406,7 +523,7 @@ impl Tracker {
                 .context("failed to read page flags")?;
             for file in sample.files {
                 let key = (file.identity.device, file.identity.inode);
-                self.sampled.insert(key, file);
+                self.known.sampled.insert(key, file);
             }
             self.unsampled = sample.left_out;
             self.sampled_at = Some(Instant::now());
@@ -433,6 +550,70 @@ impl Tracker {
             self.looked_at = Some(Instant::now());
         }
     }
+}
+
+impl Known {
+    /// Writes the pages to a file, as [`format::write_atomically`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_atomically(&self, path: &Path, overview: &Overview) -> anyhow::Result<()> {
+        format::write_atomically_with(path, kernel::page_size(), |writer| {
+            for found in &overview.files {
+                writer.begin(&found.identity)?;
+                self.each_runs(found, overview.min_heat, |runs| writer.runs(runs))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives the pages of a file, some runs at a time.
+    fn each_runs<E>(
+        &self,
+        found: &Found,
+        min_heat: Heat,
+        mut each: impl FnMut(&[Run]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let identity = &found.identity;
+        match found.file {
+            Some(file) => self.heat.each_runs(file, min_heat, end(identity), each),
+            None => {
+                let sampled = self.sampled.get(&(identity.device, identity.inode));
+                let runs = sampled.into_iter().flat_map(|file| &file.runs).copied();
+                let runs: Vec<_> = runs.filter(|run| run.heat >= min_heat).collect();
+                each(&runs)
+            }
+        }
+    }
+}
+
+impl Overview {
+    fn new(min_heat: Heat) -> Self {
+        Self {
+            files: Vec::new(),
+            min_heat,
+            left_out: BTreeMap::new(),
+            lost: Lost::default(),
+        }
+    }
+
+    /// How many pages are known.
+    pub fn pages(&self) -> u64 {
+        self.files.iter().map(|file| file.sum.pages).sum()
+    }
+}
+
+/// The page that a file ends before.
+fn end(identity: &FileIdentity) -> u64 {
+    identity.size.div_ceil(u64::from(kernel::page_size()))
+}
+
+fn sum_of(file: &HotFile, min_heat: Heat) -> Sum {
+    let mut sum = Sum::default();
+    for run in file.runs.iter().filter(|run| run.heat >= min_heat) {
+        sum.add(run.pages.into(), run.heat);
+    }
+    sum
 }
 
 fn file_id(key: InodeKey) -> FileId {

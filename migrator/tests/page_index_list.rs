@@ -587,6 +587,36 @@ fn a_writer_goes_on_after_a_file_it_refused() {
 
 /// Codes of more than 64 KiB for 2^13 runs: the frame is cut in two.
 #[test]
+fn runs_that_come_some_at_a_time_are_written_the_same() {
+    let mut random = Random(7);
+    let mut runs = random.pages(0.3, 90_000, |share| 1 + (share * 3.0) as Heat);
+    // The last of one piece and the first of the next belong together.
+    let last = runs.last().expect("many runs").end();
+    runs.extend([run(last, 5, 4), run(last + 5, 5, 4)]);
+    assert!(runs.len() > 2 << 13, "more than two frames");
+    let list = list(vec![file("/a", runs), file("/b", vec![run(0, 1, 1)])]);
+    for piece in [1, 1000, (1 << 13) - 1, 1 << 13, 20_000] {
+        let mut writer = Writer::new(Vec::new(), list.page_size).expect("a header");
+        for file in &list.files {
+            writer.begin(&file.identity).expect("a file");
+            for runs in file.runs.chunks(piece) {
+                writer.runs(runs).expect("runs");
+            }
+        }
+        let bytes = writer.finish().expect("an end");
+        assert!(bytes == encode(&list), "in pieces of {piece}");
+    }
+    let mut writer = Writer::new(Vec::new(), list.page_size).expect("a header");
+    writer.begin(&list.files[0].identity).expect("a file");
+    writer.runs(&[run(7, 2, 1)]).expect("runs");
+    let overlaps = writer.runs(&[run(8, 2, 1)]);
+    assert!(
+        matches!(overlaps, Err(FormatError::Invalid(_))),
+        "{overlaps:?}"
+    );
+}
+
+#[test]
 fn runs_too_wide_for_a_frame_are_split() {
     let mut random = Random(3);
     let (mut end, mut runs) = (0, Vec::new());

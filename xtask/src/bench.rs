@@ -2,7 +2,7 @@
 //!
 //! An experiment on the test hosts moves a process in several ways ([`arm`]), in
 //! turns, and looks from outside how much it reads when ([`watch`], [`curve`]).
-//! [`list`], [`quality`] and [`overhead`] run a program on this host.
+//! [`list`], [`quality`], [`overhead`] and [`scale`] run a program on this host.
 
 pub(crate) mod arm;
 pub(crate) mod curve;
@@ -14,6 +14,7 @@ mod overhead;
 pub(crate) mod plot;
 mod quality;
 mod record;
+mod scale;
 pub(crate) mod stage;
 mod statistics;
 pub(crate) mod trial;
@@ -52,6 +53,8 @@ enum Experiment {
     Overhead(overhead::Args),
     /// What share of reads hits what was prefetched, by policy and budget
     Quality(quality::Args),
+    /// What a tracker takes as what it tracks grows
+    Scale(scale::Args),
 }
 
 /// How an experiment is done.
@@ -90,6 +93,7 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
         Experiment::List(args) => list::run(workspace, &args),
         Experiment::Overhead(args) => overhead::run(workspace, &args),
         Experiment::Quality(args) => quality::run(workspace, &args),
+        Experiment::Scale(args) => scale::run(workspace, &args),
     }
 }
 

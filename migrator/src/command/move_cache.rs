@@ -165,7 +165,7 @@ fn watch(
         Err(error) => return Err(error),
     }
     let snapshot = tracker.snapshot(args.source.min_heat)?;
-    track::warn(&snapshot);
+    track::warn(&snapshot.lost);
     if snapshot.list.files.is_empty() {
         eprintln!(
             "migrator: warning: the target used no pages of files within {}",

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -13,13 +13,14 @@ use serde::Serialize;
 use crate::cli::{SourceChoice, TargetArgs, TrackArgs, WindowsChoice};
 use crate::duty::{self, Duty};
 use crate::exit::{Outcome, Unsupported};
-use crate::format;
+use crate::heat::Sum;
+use crate::kernel;
 use crate::observe::{Ended, observe};
-use crate::pagelist::{HotFile, PageIndexList};
+use crate::pagelist::Heat;
 use crate::signals::Signals;
 use crate::source::{Chosen, Refusal};
 use crate::target::Target;
-use crate::tracker::{Snapshot, Tracker};
+use crate::tracker::{FileName, Found, Lost, Overview, Tracker};
 
 /// Files shown in the table at the end.
 const TABLE: usize = 20;
@@ -46,19 +47,16 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
             .save_every
             .is_some_and(|every| saved.elapsed() >= every);
         // In a pause there is nothing new to show.
-        let shows = !args.json && !tracker.is_paused();
-        if shows || due {
-            let list = tracker.snapshot(min_heat)?.list;
-            if shows {
-                heard(shown.print(began.elapsed(), &list))?;
+        if !args.json && !tracker.is_paused() {
+            heard(shown.print(began.elapsed(), tracker, min_heat))?;
+        }
+        if let (true, Some(output)) = (due, &args.output) {
+            let overview = tracker.overview(min_heat)?;
+            // The disk may have room again when the observation ends.
+            if let Err(error) = tracker.known().write_atomically(output, &overview) {
+                eprintln!("migrator: warning: {error:#}; observing goes on");
             }
-            if let (true, Some(output)) = (due, &args.output) {
-                // The disk may have room again when the observation ends.
-                if let Err(error) = format::write_atomically(output, &list) {
-                    eprintln!("migrator: warning: {error:#}; observing goes on");
-                }
-                saved = Instant::now();
-            }
+            saved = Instant::now();
         }
         Ok(())
     };
@@ -74,17 +72,17 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         eprintln!("migrator: the target has ended");
     }
 
-    let snapshot = tracker.snapshot(min_heat)?;
+    let overview = tracker.overview(min_heat)?;
     let time = Time {
         passed: began.elapsed(),
         observed: tracker.observed(),
         in_windows,
     };
-    let report = Report::new(&args, &chosen, &time, &snapshot);
+    let report = Report::new(&args, &chosen, &time, &overview);
     // From here on nothing of ours is in the kernel.
-    drop(tracker);
+    let known = tracker.into_known();
     let written = match &args.output {
-        Some(output) => format::write_atomically(output, &snapshot.list),
+        Some(output) => known.write_atomically(output, &overview),
         None => Ok(()),
     };
     // What was seen is worth printing even where it can't be written.
@@ -95,9 +93,9 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         true => serde_json::to_writer(&mut out, &report)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out)),
-        false => table(&mut out, &time, &snapshot, output),
+        false => table(&mut out, &time, &overview, output),
     })?;
-    warn(&snapshot);
+    warn(&overview.lost);
     written?;
     Ok(Outcome::Done)
 }
@@ -193,28 +191,32 @@ fn writable(output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was printed of each file so far: pages, and pages used again.
+/// What there was of each file so far.
 #[derive(Default)]
-struct Shown(HashMap<PathBuf, (u64, u64)>);
+struct Shown(HashMap<FileName, Sum>);
 
 impl Shown {
     /// Prints the hottest files that changed.
-    fn print(&mut self, at: Duration, list: &PageIndexList) -> io::Result<()> {
+    fn print(&mut self, at: Duration, tracker: &mut Tracker, min_heat: Heat) -> io::Result<()> {
+        let mut files = tracker.progress(min_heat);
+        files.sort_unstable_by_key(|(_, sum)| hotness(sum));
         let mut out = io::stdout().lock();
         let mut lines = 0;
-        for file in hottest(list) {
-            let now = (file.pages(), again(file));
-            let before = self.0.insert(file.identity.path.clone(), now);
-            if before != Some(now) && lines < LINES {
+        for (name, now) in files {
+            let before = self.0.insert(name, now).unwrap_or_default();
+            if lines == LINES || (before.pages, before.again) == (now.pages, now.again) {
+                continue;
+            }
+            if let Some(path) = tracker.path(name) {
                 lines += 1;
-                let more = now.0.saturating_sub(before.unwrap_or_default().0);
+                let more = now.pages.saturating_sub(before.pages);
                 writeln!(
                     out,
                     "{:>6.0?}  {:>9} pages (+{more})  {:>9} used again  {}",
                     Duration::from_secs(at.as_secs()),
-                    now.0,
-                    now.1,
-                    file.identity.path.display()
+                    now.pages,
+                    now.again,
+                    path.display()
                 )?;
             }
         }
@@ -222,30 +224,21 @@ impl Shown {
     }
 }
 
-/// The files in the order in which people ask for them: what is used again and
-/// again, then what is large.
-fn hottest(list: &PageIndexList) -> Vec<&HotFile> {
-    let mut files: Vec<&HotFile> = list.files.iter().collect();
-    files.sort_by_cached_key(|file| Reverse((again(file), file.pages())));
-    files
-}
-
-/// How many pages of a file were used more than once.
-fn again(file: &HotFile) -> u64 {
-    let runs = file.runs.iter().filter(|run| run.heat >= 2);
-    runs.map(|run| u64::from(run.pages)).sum()
+/// The order in which people ask for files: what is used again and again, then what
+/// is large.
+fn hotness(sum: &Sum) -> Reverse<(u64, u64)> {
+    Reverse((sum.again, sum.pages))
 }
 
 /// Prints the hottest files, and what was left out.
 fn table(
     out: &mut impl Write,
     time: &Time,
-    snapshot: &Snapshot,
+    overview: &Overview,
     output: Option<&Path>,
 ) -> io::Result<()> {
-    let list = &snapshot.list;
     let size = |pages: u64| {
-        ByteSize::b(pages * u64::from(list.page_size))
+        ByteSize::b(pages * u64::from(kernel::page_size()))
             .display()
             .iec()
     };
@@ -254,30 +247,32 @@ fn table(
         "{:>10}  {:>10}  {:>10}  FILE",
         "PAGES", "SIZE", "USED AGAIN"
     )?;
-    for file in hottest(list).into_iter().take(TABLE) {
-        let (pages, path) = (file.pages(), file.identity.path.display());
+    let mut files: Vec<&Found> = overview.files.iter().collect();
+    files.sort_by_key(|file| hotness(&file.sum));
+    for file in files.iter().take(TABLE) {
+        let Sum { pages, again, .. } = file.sum;
         writeln!(
             out,
-            "{pages:>10}  {:>10}  {:>10}  {path}",
+            "{pages:>10}  {:>10}  {again:>10}  {}",
             size(pages).to_string(),
-            again(file)
+            file.identity.path.display()
         )?;
     }
-    if list.files.len() > TABLE {
-        writeln!(out, "... and {} more files", list.files.len() - TABLE)?;
+    if files.len() > TABLE {
+        writeln!(out, "... and {} more files", files.len() - TABLE)?;
     }
-    let pages = list.pages();
+    let pages = overview.pages();
     writeln!(
         out,
         "{pages} pages ({}) of {} files",
         size(pages),
-        list.files.len()
+        files.len()
     )?;
     if time.in_windows {
         let (observed, passed) = (time.observed.as_secs_f64(), time.passed.as_secs_f64());
         writeln!(out, "observed for {observed:.1} s of {passed:.1} s")?;
     }
-    for (reason, sum) in &snapshot.left_out {
+    for (reason, sum) in &overview.left_out {
         writeln!(
             out,
             "left out: {} pages of {} files: {reason}",
@@ -291,8 +286,8 @@ fn table(
 }
 
 /// Nothing is lost in silence.
-pub(super) fn warn(snapshot: &Snapshot) {
-    let counters = &snapshot.counters;
+pub(super) fn warn(lost: &Lost) {
+    let counters = &lost.counters;
     for (count, what) in [
         (
             counters.chunks_lost,
@@ -307,11 +302,11 @@ pub(super) fn warn(snapshot: &Snapshot) {
             "files found no room in the map of files",
         ),
         (
-            snapshot.forgotten,
-            "pages were forgotten for want of memory, the longest unused first",
+            lost.forgotten,
+            "pages were forgotten for want of memory, the coldest first",
         ),
         (
-            snapshot.skipped,
+            lost.skipped,
             "uses by anybody on this host, perhaps by the target, came while another task had \
              been preempted in a program on the same CPU, and were skipped by the kernel",
         ),
@@ -373,9 +368,10 @@ struct LostJson {
 }
 
 impl<'a> Report<'a> {
-    fn new(args: &'a TrackArgs, chosen: &Chosen, time: &Time, snapshot: &'a Snapshot) -> Self {
+    fn new(args: &'a TrackArgs, chosen: &Chosen, time: &Time, overview: &'a Overview) -> Self {
         let refused = chosen.refused.iter();
-        let left_out = snapshot.left_out.iter();
+        let left_out = overview.left_out.iter();
+        let lost = &overview.lost;
         Self {
             schema: "migrator.track/1",
             source: chosen.name,
@@ -388,10 +384,10 @@ impl<'a> Report<'a> {
             seconds: time.passed.as_secs_f64(),
             observed_seconds: time.observed.as_secs_f64(),
             windows: time.in_windows,
-            page_size: snapshot.list.page_size,
+            page_size: kernel::page_size(),
             min_heat: args.observe.min_heat,
-            pages: snapshot.list.pages(),
-            files: snapshot.list.files.iter().map(FileJson::new).collect(),
+            pages: overview.pages(),
+            files: overview.files.iter().map(FileJson::new).collect(),
             left_out: left_out
                 .map(|(reason, sum)| LeftOutJson {
                     reason: reason.to_string(),
@@ -400,26 +396,26 @@ impl<'a> Report<'a> {
                 })
                 .collect(),
             lost: LostJson {
-                chunks: snapshot.counters.chunks_lost,
-                pages: snapshot.counters.pages_lost,
-                files: snapshot.counters.files_lost,
-                forgotten_pages: snapshot.forgotten,
+                chunks: lost.counters.chunks_lost,
+                pages: lost.counters.pages_lost,
+                files: lost.counters.files_lost,
+                forgotten_pages: lost.forgotten,
             },
-            skipped: snapshot.skipped,
+            skipped: lost.skipped,
             output: None,
         }
     }
 }
 
 impl<'a> FileJson<'a> {
-    fn new(file: &'a HotFile) -> Self {
+    fn new(file: &'a Found) -> Self {
         Self {
             path: file.identity.path.to_string_lossy(),
             device: file.identity.device,
             inode: file.identity.inode,
             size: file.identity.size,
-            pages: file.pages(),
-            used_again: again(file),
+            pages: file.sum.pages,
+            used_again: file.sum.again,
         }
     }
 }

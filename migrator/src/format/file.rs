@@ -37,15 +37,42 @@ pub fn read_file(path: &Path) -> anyhow::Result<PageIndexList> {
 /// Names the file; the cause is a [`FormatError`] or an [`io::Error`]. The
 /// temporary file is gone then, and `path` as it was.
 pub fn write_atomically(path: &Path, list: &PageIndexList) -> anyhow::Result<()> {
-    write(path, list).with_context(|| format!("failed to write list {}", path.display()))
+    write_atomically_with(path, list.page_size, |writer| {
+        list.files.iter().try_for_each(|file| writer.file(file))
+    })
 }
 
-fn write(path: &Path, list: &PageIndexList) -> Result<(), FormatError> {
+/// The same for a list with pages of so many bytes whose files `fill` writes.
+///
+/// # Errors
+/// As for [`write_atomically`], and those of `fill`.
+pub fn write_atomically_with(
+    path: &Path,
+    page_size: u32,
+    fill: impl FnOnce(&mut Writer<&mut dyn Write>) -> Result<(), FormatError>,
+) -> anyhow::Result<()> {
+    write(path, page_size, fill).with_context(|| format!("failed to write list {}", path.display()))
+}
+
+fn write(
+    path: &Path,
+    page_size: u32,
+    fill: impl FnOnce(&mut Writer<&mut dyn Write>) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    let write_list = |output: File| -> Result<File, FormatError> {
+        let mut output = BufWriter::with_capacity(1 << 16, output);
+        let mut writer = Writer::new(&mut output as &mut dyn Write, page_size)?;
+        fill(&mut writer)?;
+        writer.finish()?;
+        Ok(output
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?)
+    };
     // Where it points to nothing yet, metadata fails and rename tells why.
     let place = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
             let file = OpenOptions::new().write(true).open(path)?;
-            return write_list(file, list).map(drop);
+            return write_list(file).map(drop);
         }
         Ok(_) => fs::canonicalize(path)?,
         Err(_) => path.to_owned(),
@@ -57,21 +84,12 @@ fn write(path: &Path, list: &PageIndexList) -> Result<(), FormatError> {
         // As any file that a program writes: what the umask leaves of this.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(&directory)?;
-    write_list(temporary.as_file(), list)?;
+    let written = write_list(temporary.as_file().try_clone()?)?;
     // A full disk may show only here, and a crash after the rename must not
     // find an empty file in the place of the old list.
-    temporary.as_file().sync_all()?;
+    written.sync_all()?;
     temporary.persist(&place).map_err(|error| error.error)?;
     sync_directory(&directory)?;
-    Ok(())
-}
-
-fn write_list<W: Write>(output: W, list: &PageIndexList) -> Result<(), FormatError> {
-    let mut writer = Writer::new(BufWriter::with_capacity(1 << 16, output), list.page_size)?;
-    for file in &list.files {
-        writer.file(file)?;
-    }
-    writer.finish()?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::frame::{self, FRAME_HEAD_BYTES, kind};
 use super::{FormatError, PAGE_SHIFTS, Totals, runs};
-use crate::pagelist::{FileIdentity, HotFile, Invalid, Run, page_limit};
+use crate::pagelist::{self, FileIdentity, HotFile, Invalid, Run, page_limit};
 
 /// Writes a list to `W`, one `write` a frame: give it a
 /// [`BufWriter`](std::io::BufWriter) unless that is what you want.
@@ -18,7 +18,9 @@ pub struct Writer<W> {
     crc: u32,
     totals: Totals,
     frame: Vec<u8>,
+    /// Runs of the present file that are not written yet, and its latest page so far.
     joined: Vec<Run>,
+    end: u64,
 }
 
 impl<W: Write> Writer<W> {
@@ -40,6 +42,7 @@ impl<W: Write> Writer<W> {
             totals: Totals::default(),
             frame: Vec::new(),
             joined: Vec::new(),
+            end: 0,
         })
     }
 
@@ -54,23 +57,44 @@ impl<W: Write> Writer<W> {
         let mut totals = self.totals;
         totals.add_file(file.identity.path.as_os_str().len())?;
         totals.add_runs(file.runs.len(), file.pages())?;
-        self.totals = totals;
 
-        self.identity(&file.identity)?;
-        let mut runs = file.runs.iter().copied().peekable();
-        let mut joined = std::mem::take(&mut self.joined);
-        while let Some(mut run) = runs.next() {
-            while let Some(longer) = runs.peek().and_then(|next| run.join(*next)) {
-                run = longer;
-                runs.next();
+        self.begin(&file.identity)?;
+        self.runs(&file.runs)?;
+        self.end_runs()
+    }
+
+    /// Begins a file, of which [`Self::runs`] gives the runs, some at a time.
+    ///
+    /// # Errors
+    /// As for [`Self::file`].
+    pub fn begin(&mut self, file: &FileIdentity) -> Result<(), FormatError> {
+        file.check()?;
+        self.end_runs()?;
+        self.totals.add_file(file.path.as_os_str().len())?;
+        self.end = 0;
+        self.identity(file)
+    }
+
+    /// Writes runs of the file that was begun, behind those before.
+    ///
+    /// # Errors
+    /// As for [`Self::file`]; after any, the list is of no use.
+    pub fn runs(&mut self, runs: &[Run]) -> Result<(), FormatError> {
+        self.end = pagelist::check_runs(runs, self.end, self.page_limit)?;
+        let pages = runs.iter().map(|run| u64::from(run.pages)).sum();
+        self.totals.add_runs(runs.len(), pages)?;
+        for run in runs {
+            if let Some(last) = self.joined.last_mut()
+                && let Some(longer) = last.join(*run)
+            {
+                *last = longer;
+                continue;
             }
-            joined.push(run);
-            if joined.len() == runs::RUNS_PER_FRAME || runs.peek().is_none() {
-                self.runs(&joined)?;
-                joined.clear();
+            if self.joined.len() == runs::RUNS_PER_FRAME {
+                self.end_runs()?;
             }
+            self.joined.push(*run);
         }
-        self.joined = joined;
         Ok(())
     }
 
@@ -80,6 +104,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// When a write fails.
     pub fn flush(&mut self) -> Result<(), FormatError> {
+        self.end_runs()?;
         Ok(self.output.flush()?)
     }
 
@@ -88,6 +113,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// When a write fails.
     pub fn finish(mut self) -> Result<W, FormatError> {
+        self.end_runs()?;
         self.begin_frame();
         frame::put_number(&mut self.frame, self.totals.files);
         frame::put_number(&mut self.frame, self.totals.pages);
@@ -111,17 +137,28 @@ impl<W: Write> Writer<W> {
         self.end_frame(kind::FILE)
     }
 
+    /// Writes the runs that are left.
+    fn end_runs(&mut self) -> Result<(), FormatError> {
+        let mut runs = std::mem::take(&mut self.joined);
+        if !runs.is_empty() {
+            self.frame_of(&runs)?;
+            runs.clear();
+        }
+        self.joined = runs;
+        Ok(())
+    }
+
     /// Writes runs as one frame, or as several where one is too small for
     /// them; the runs of a single page or run always fit.
-    fn runs(&mut self, runs: &[Run]) -> Result<(), FormatError> {
+    fn frame_of(&mut self, runs: &[Run]) -> Result<(), FormatError> {
         self.begin_frame();
         runs::encode(runs, &mut self.frame);
         if self.payload_length().is_some() {
             return self.end_frame(kind::RUNS);
         }
         let (first, second) = runs.split_at(runs.len() / 2);
-        self.runs(first)?;
-        self.runs(second)
+        self.frame_of(first)?;
+        self.frame_of(second)
     }
 
     fn begin_frame(&mut self) {

@@ -76,7 +76,7 @@ impl EbpfSource {
                 as u32,
             false => 1,
         };
-        let chunks = chunks_per_side(kernel::memory(Path::new(PROC)), maps);
+        let Sizes { chunks, files } = Sizes::new(kernel::memory(Path::new(PROC)), maps);
         config.per_cpu = u32::from(per_cpu);
         config.chunk_mask = chunks - 1;
         let process_pages = match config.filter {
@@ -100,6 +100,7 @@ impl EbpfSource {
             .map_max_entries("CHUNK_BITS", 2 * chunks * maps)
             .map_max_entries("SIDES", maps)
             .map_max_entries("PROCESSES", process_pages)
+            .map_max_entries("FILES", files)
             .load(object)
             .map_err(|error| failure("create the eBPF maps", &error))?;
         if let Some(cgroup) = cgroup {
@@ -338,15 +339,35 @@ fn in_first_pid_namespace(proc_root: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Chunks on one side of an access map. One map for all has twice what a page
-/// cache as large as memory takes when it is dense, so that it stays half empty.
-/// Several share that, and each has room for what one CPU can use between two
-/// looks.
-fn chunks_per_side(memory: u64, maps: u32) -> u32 {
-    let dense = memory / (migrator_common::access::CHUNK_PAGES * u64::from(kernel::page_size()));
-    let least = if maps == 1 { 1 << 14 } else { 1 << 13 };
-    let each = (2 * dense) / u64::from(maps.max(1));
-    each.clamp(least, 1 << 22).next_power_of_two() as u32
+/// How large the maps are that grow with the host's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Chunks on one side of an access map.
+    pub chunks: u32,
+    /// Files that are told of once each.
+    pub files: u32,
+}
+
+impl Sizes {
+    /// For a host with so many bytes of memory and so many access maps.
+    ///
+    /// One map for all has room for a page cache as large as memory where it is dense;
+    /// it is emptied when half of that was used since the last time. Several share
+    /// twice that, and each has room for what one CPU can use between two looks.
+    pub fn new(memory: u64, maps: u32) -> Self {
+        let dense =
+            memory / (migrator_common::access::CHUNK_PAGES * u64::from(kernel::page_size()));
+        let chunks = match maps {
+            0 | 1 => dense,
+            maps => 2 * dense / u64::from(maps),
+        };
+        // A file that finds no place is told of again and again, which costs time.
+        let files = memory >> 19;
+        Self {
+            chunks: chunks.clamp(1 << 13, 1 << 22).next_power_of_two() as u32,
+            files: files.clamp(1 << 17, 1 << 20).next_power_of_two() as u32,
+        }
+    }
 }
 
 /// Tells the programs whom to observe. Gives the cgroup, where it is one that
@@ -480,11 +501,16 @@ mod tests {
 
     #[test]
     fn the_map_grows_with_memory_within_bounds() {
-        assert_eq!(chunks_per_side(0, 1), 1 << 14);
-        assert_eq!(chunks_per_side(24 << 30, 1), 1 << 15);
-        assert_eq!(chunks_per_side(256 << 30, 1), 1 << 18);
-        assert_eq!(chunks_per_side(1 << 50, 1), 1 << 22);
-        assert_eq!(chunks_per_side(1 << 30, 2), 1 << 13);
-        assert_eq!(chunks_per_side(256 << 30, 16), 1 << 14);
+        let chunks = |memory: u64, maps| Sizes::new(memory, maps).chunks;
+        assert_eq!(chunks(0, 1), 1 << 13);
+        assert_eq!(chunks(24 << 30, 1), 1 << 14);
+        assert_eq!(chunks(256 << 30, 1), 1 << 17);
+        assert_eq!(chunks(1 << 50, 1), 1 << 22);
+        assert_eq!(chunks(1 << 30, 2), 1 << 13);
+        assert_eq!(chunks(256 << 30, 16), 1 << 14);
+        let files = |memory: u64| Sizes::new(memory, 1).files;
+        assert_eq!(files(0), 1 << 17);
+        assert_eq!(files(256 << 30), 1 << 19);
+        assert_eq!(files(1 << 50), 1 << 20);
     }
 }

@@ -1,6 +1,6 @@
 //! Measures the way from the kernel's map to a list and back, what lists are worth,
-//! and what it costs to be observed: one run of what `cargo xtask bench list`,
-//! `quality` and `overhead` compare.
+//! what it costs to be observed, and what a tracker takes: one run of what `cargo xtask
+//! bench list`, `quality`, `overhead` and `scale` compare.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -15,10 +15,14 @@ use migrator::duty;
 use migrator::format::{Reader, Record, Writer};
 use migrator::heat::{FileId, HeatMap, Ranking};
 use migrator::pagelist::{FileIdentity, HotFile, PageIndexList};
+use migrator::source::ebpf::Sizes;
+use migrator_common::access::{CHUNK_PAGES, CURSORS, ChunkBits, ChunkKey, Cursor};
 use migrator_tests::PAGE_SIZE;
 use migrator_tests::gauge::accesses::{Accesses, Scale, Workload};
 use migrator_tests::gauge::chunks::{self, Cluster, Kernel, Shape};
+use migrator_tests::gauge::crowd::{self, Much};
 use migrator_tests::gauge::load::{self, Load};
+use migrator_tests::gauge::simulation::{self, Cache};
 use migrator_tests::gauge::watcher::{Tools, Watcher, Watching};
 use migrator_tests::gauge::{policy, trace};
 use migrator_tests::random::Random;
@@ -54,6 +58,47 @@ enum Gauge {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// What the maps take in the kernel's memory
+    Kernel {
+        #[arg(long)]
+        gib: u64,
+        #[arg(long)]
+        files: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Tell heat of a cache of any size
+    Simulation {
+        #[arg(long)]
+        cache: Cache,
+        /// Its size
+        #[arg(long)]
+        pages: u64,
+        #[arg(long, default_value_t = simulation::HOT_EPOCHS)]
+        epochs: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Track this host while there is much of something
+    Crowd {
+        #[arg(long)]
+        much: Much,
+        /// How much
+        #[arg(long)]
+        count: u64,
+        /// Seconds
+        #[arg(long, default_value_t = 15)]
+        time: u64,
+        #[arg(long)]
+        migrator: PathBuf,
+        /// Where the files are put
+        #[arg(long)]
+        place: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Read a page of a file now and then
+    Process { file: PathBuf },
     /// Work on a cached file: alone, observed, and alone again
     Overhead {
         #[arg(long)]
@@ -85,6 +130,26 @@ fn main() -> Result<()> {
             queries,
             seed,
         } => quality(workload, scale, windows, queries, seed),
+        Gauge::Simulation {
+            cache,
+            pages,
+            epochs,
+            seed,
+        } => simulation(cache, pages, epochs, seed),
+        Gauge::Kernel {
+            gib,
+            files,
+            seed: _,
+        } => Ok(kernel(gib, files)),
+        Gauge::Crowd {
+            much,
+            count,
+            time,
+            migrator,
+            place,
+            seed: _,
+        } => crowd::track(much, count, Duration::from_secs(time), &migrator, &place),
+        Gauge::Process { file } => return crowd::process(&file),
         Gauge::Overhead {
             load,
             watcher,
@@ -216,10 +281,92 @@ fn decode(list: &PathBuf) -> Result<Value> {
 
 /// The most memory that this process ever had, in bytes (proc(5)).
 fn peak_memory() -> Result<u64> {
+    status("VmHWM:")
+}
+
+/// A size in bytes from this process's status.
+fn status(key: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("failed to read our status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(number.context("our status has no VmHWM")? * 1024)
+    Ok(number.with_context(|| format!("our status has no {key}"))? * 1024)
+}
+
+/// What the maps take on a host of so much memory, where that is all a cache of so many
+/// files. Not counted are the programs and what has a size of a few KiB.
+fn kernel(gib: u64, files: u64) -> Value {
+    // Element and head of a list of the kernel's hash (`htab_elem`, `bucket`), with key
+    // and value, as its allocator rounds it.
+    const FILE: u64 = 96;
+    const BUCKET: u64 = 16;
+    const EVENTS: u64 = 1 << 20;
+    let sizes = Sizes::new(gib << 30, 1);
+    let chunk = size_of::<ChunkKey>() + size_of::<ChunkBits>();
+    let arrays = 2 * u64::from(sizes.chunks) * chunk as u64
+        + u64::from(CURSORS) * size_of::<Cursor>() as u64;
+    let hash = u64::from(sizes.files) * BUCKET + files.min(sizes.files.into()) * FILE;
+    json!({
+        "cache_bytes": gib << 30,
+        "files": files,
+        "kernel_bytes": arrays + hash + EVENTS,
+    })
+}
+
+fn simulation(cache: Cache, pages: u64, epochs: u32, seed: u64) -> Result<Value> {
+    let before = status("VmRSS:")?;
+    let mut heat = HeatMap::default();
+    let start = cpu_seconds()?;
+    let uses = simulation::tell(&mut heat, cache, pages, epochs, seed);
+    let told = cpu_seconds()?;
+    let memory = status("VmRSS:")? - before;
+    // As a tracker writes it at its end.
+    let mut files: Vec<_> = heat
+        .files()
+        .map(|file| (heat.sum(file, 1, u64::MAX), identity(file, pages)))
+        .collect();
+    files.sort_by(|(one, _), (other, _)| other.hotness().total_cmp(&one.hotness()));
+    let mut writer = Writer::new(std::io::sink(), PAGE_SIZE as u32)?;
+    for (_, identity) in &files {
+        writer.begin(identity)?;
+        let file = file_id(identity.device as u32, identity.inode);
+        heat.each_runs(file, 1, u64::MAX, |runs| writer.runs(runs))?;
+    }
+    writer.finish()?;
+    let known: u64 = files.iter().map(|(sum, _)| sum.pages).sum();
+    let hot = match cache {
+        Cache::Hot => Some(hot(&heat, pages)),
+        _ => None,
+    };
+    Ok(json!({
+        "tracked_pages": pages,
+        "known_pages": known,
+        "forgotten_pages": heat.forgotten(),
+        "hot_known": hot,
+        "uses": uses,
+        "cpu_seconds": told - start,
+        "list_cpu_seconds": cpu_seconds()? - told,
+        "memory_bytes": memory,
+        "peak_bytes": peak_memory()? - before,
+    }))
+}
+
+/// The part of the hot pages that is still known as hot.
+fn hot(heat: &HeatMap, pages: u64) -> f64 {
+    let chunks = pages / CHUNK_PAGES;
+    let hot = (0..chunks)
+        .filter(|chunk| simulation::is_hot(*chunk))
+        .count() as f64;
+    let known = heat.sum(simulation::FILE, 2, u64::MAX).pages as f64;
+    known / (hot * CHUNK_PAGES as f64)
+}
+
+/// What this process has computed.
+fn cpu_seconds() -> Result<f64> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
+        .context("failed to ask what we have used")?;
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + 1e-6 * time.tv_usec() as f64;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// The bits that the runs of a list take at least when gaps, lengths and heats

@@ -236,6 +236,78 @@ pub(crate) fn shares(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
     draw().map_err(|error| failed(path, &error))
 }
 
+/// How something grows with something else.
+#[derive(Debug)]
+pub(crate) struct Growth {
+    pub(crate) title: &'static str,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Lines over axes of these names, both logarithmic: what grows linearly is as steep as
+/// the diagonals.
+///
+/// # Errors
+/// When the file can't be written.
+pub(crate) fn growth(
+    path: &Path,
+    title: &str,
+    (x_axis, y_axis): (&str, &str),
+    lines: &[Growth],
+) -> Result<()> {
+    const COLORS: [RGBColor; 4] = [BLUE, RED, GREEN, GREY];
+    let points = || lines.iter().flat_map(|line| line.points.iter().copied());
+    let range = |of: fn((f64, f64)) -> f64| {
+        let least = points().map(of).fold(f64::INFINITY, f64::min);
+        let most = points().map(of).fold(0.0, f64::max);
+        (least / 1.5..most * 1.5).log_scale()
+    };
+    let number = |number: &f64| match *number {
+        small if small < 1.0 => format!("{small:.2}"),
+        large => format!("{large:.0}"),
+    };
+    let draw = || -> Drawn {
+        let root = SVGBackend::new(path, (860, 460)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, (FONT, 19))
+            .margin(14)
+            .set_label_area_size(LabelAreaPosition::Left, 60)
+            .set_label_area_size(LabelAreaPosition::Bottom, 44)
+            .build_cartesian_2d(range(|(x, _)| x), range(|(_, y)| y))?;
+        chart
+            .configure_mesh()
+            .x_desc(x_axis)
+            .y_desc(y_axis)
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
+            .axis_style(GREY)
+            .bold_line_style(FAINT)
+            .light_line_style(TRANSPARENT)
+            .label_style((FONT, 13, &GREY))
+            .draw()?;
+        for (line, color) in lines.iter().zip(COLORS.iter().cycle()) {
+            let points = line.points.iter().copied();
+            chart
+                .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?
+                .label(line.title)
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
+                });
+            chart.draw_series(points.map(|at| Circle::new(at, 4, color.filled())))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE)
+            .border_style(FAINT)
+            .label_font((FONT, 13))
+            .draw()?;
+        root.present()?;
+        Ok(())
+    };
+    draw().map_err(|error| failed(path, &error))
+}
+
 /// A process that was moved, and how that is called.
 #[derive(Debug)]
 pub(crate) struct Story<'a> {
@@ -398,6 +470,23 @@ mod tests {
         };
         let svg = drawn(|path| shares(path, "Title", &[panel("zipf"), panel("scan")]));
         for text in ["Title", "zipf", "scan", "oracle", "100 %", "10 MiB"] {
+            assert!(svg.contains(text), "{text} is not in {svg}");
+        }
+    }
+
+    #[test]
+    fn growth_has_a_circle_for_each_point() {
+        let line = |title, points: &[(f64, f64)]| Growth {
+            title,
+            points: points.into(),
+        };
+        let lines = [
+            line("large", &[(1.0, 0.7), (16.0, 11.0), (256.0, 90.0)]),
+            line("small", &[(0.1, 0.5)]),
+        ];
+        let svg = drawn(|path| growth(path, "Title", ("GiB", "MiB"), &lines));
+        assert_eq!(svg.matches("<circle").count(), 4, "{svg}");
+        for text in ["Title", "large", "small", "GiB", "MiB"] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
     }
