@@ -46,6 +46,8 @@ pub(super) struct OpenFile {
     pub(super) second: Option<File>,
     /// `st_dev` and `st_ino` on this host.
     pub(super) place: (u64, u64),
+    /// On another host, so that each page takes its time on the network.
+    pub(super) is_remote: bool,
 }
 
 /// Why a file is skipped.
@@ -81,6 +83,17 @@ const NO_DISK: &[(u32, &str)] = &[
     (0x0000_1cd1, "devpts"),
     (0x6e73_6673, "nsfs"),
     (0x5345_434d, "secretmem"),
+];
+
+/// File systems whose files are on another host, as above.
+const REMOTE: &[u32] = &[
+    0x0000_6969, // nfs
+    0x0000_517b, // smb
+    0xff53_4d42, // cifs
+    0xfe53_4d42, // smb2
+    0x00c3_6400, // ceph
+    0x0102_1997, // 9p
+    0x5346_414f, // afs
 ];
 
 /// How often a path is tried whose directories change all the time.
@@ -125,7 +138,7 @@ impl Opener {
         self.check_allowed(listed, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
-        check_disk(&handle)?;
+        let is_remote = check_disk(&handle)?;
 
         let first = open_for_reading(&door).map_err(|error| failed("open", error))?;
         let opened = first.metadata().map_err(|error| failed("stat", error))?;
@@ -149,6 +162,7 @@ impl Opener {
             first,
             second,
             place,
+            is_remote,
         })
     }
 
@@ -243,13 +257,14 @@ pub(crate) fn made_up(stat: &Statfs) -> Option<&'static str> {
     known.map(|&(_, name)| name)
 }
 
-fn check_disk(handle: impl AsFd) -> Result<(), Refusal> {
+/// Whether the file is on another host, if it is on a disk at all.
+fn check_disk(handle: impl AsFd) -> Result<bool, Refusal> {
     let stat = fstatfs(handle).map_err(|error| Refusal {
         reason: Reason::Unreadable,
         detail: format!("failed to find its file system: {error}"),
     })?;
     match made_up(&stat) {
-        None => Ok(()),
+        None => Ok(REMOTE.contains(&(stat.filesystem_type().0 as u32))),
         Some(name) => Err(Refusal {
             reason: Reason::NoDisk,
             detail: format!("not on a disk or network file system: on {name}"),
