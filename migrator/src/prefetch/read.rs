@@ -56,6 +56,8 @@ pub(super) struct Part {
     pub(super) target: Arc<Target>,
     /// Where the file need not be opened again.
     pub(super) open: Option<Arc<OpenFile>>,
+    /// The kernel has been told of it.
+    pub(super) is_advised: bool,
     pub(super) batch: Batch,
 }
 
@@ -112,6 +114,22 @@ impl Shared {
         let result = read();
         self.reading.fetch_sub(1, Relaxed);
         result
+    }
+
+    /// Tells the kernel what will be read, so that much of it is in flight at once.
+    /// Gives whether it was told.
+    ///
+    /// Not where few may read: that is for the sake of somebody who needs the disk.
+    pub(super) fn advise(&self, open: &OpenFile, batch: Batch) -> bool {
+        if self.stop.load(Relaxed) || self.at_once.load(Relaxed) < GENTLE {
+            return false;
+        }
+        // What goes wrong will go wrong again when it is read.
+        i64::try_from(batch.offset).is_ok_and(|offset| {
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let len = batch.len.into();
+            self.in_turn(|| posix_fadvise(&open.first, offset, len, advice).is_ok())
+        })
     }
 
     /// How many bytes a reader may ask for at once: where few read, they read
@@ -230,30 +248,19 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Tells the kernel of parts that are small, so that it has all of them in
-    /// flight at once, and this thread waits for the first only.
-    ///
-    /// Not where few may read: that is for the sake of somebody who needs the disk.
+    /// Tells the kernel of parts that are small, so that this thread waits for the
+    /// first only.
     fn advise(&mut self, job: &Job) {
-        if job.parts.len() < 2
-            || self.shared.stop.load(Relaxed)
-            || self.shared.at_once.load(Relaxed) < GENTLE
-        {
+        if job.parts.len() < 2 {
             return;
         }
-        let shared = self.shared;
-        shared.in_turn(|| {
-            for part in &job.parts {
-                // What goes wrong will go wrong again when it is read.
-                if part.target.failed.get().is_none()
-                    && let Ok(open) = self.open(part)
-                    && let Ok(offset) = i64::try_from(part.batch.offset)
-                {
-                    let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-                    _ = posix_fadvise(&open.first, offset, part.batch.len.into(), advice);
-                }
+        for part in job.parts.iter().filter(|part| !part.is_advised) {
+            if part.target.failed.get().is_none()
+                && let Ok(open) = self.open(part)
+            {
+                self.shared.advise(&open, part.batch);
             }
-        });
+        }
     }
 
     /// Does one read, and counts what became of its pages.
@@ -477,6 +484,7 @@ mod tests {
                 parts: vec![Part {
                     target: Arc::clone(target),
                     open: None,
+                    is_advised: false,
                     batch: Batch {
                         offset: page * u64::from(PAGE),
                         len: PAGE,

@@ -69,6 +69,29 @@ const HELD: u64 = 1 << 14;
 /// So many threads at most look at files.
 const LOOKERS: usize = 32;
 
+/// What has so many bytes to be read at most is small.
+const SMALL: u32 = 128 << 10;
+
+/// Files that are to be looked at.
+struct Looking<I> {
+    files: I,
+    memory_looked_at: Instant,
+    /// Whether small ones may be on their way at once.
+    advise: bool,
+}
+
+impl<I: Iterator<Item = (usize, HotFile)>> Looking<I> {
+    /// The next one, its number, and whether it may be.
+    fn next(&mut self) -> Option<(usize, HotFile, bool)> {
+        if self.advise && self.memory_looked_at.elapsed() >= LOOK {
+            self.memory_looked_at = Instant::now();
+            self.advise = !Memory::read(Path::new("/")).is_some_and(Memory::is_short);
+        }
+        let (number, file) = self.files.next()?;
+        Some((number, file, self.advise))
+    }
+}
+
 /// A file that was looked at and found good.
 struct Examined {
     number: usize,
@@ -76,6 +99,8 @@ struct Examined {
     extents: Vec<Extent>,
     /// Where the file stays open until it is read.
     held: Option<Arc<OpenFile>>,
+    /// The kernel has been told of its pages.
+    is_advised: bool,
 }
 
 impl Session {
@@ -234,15 +259,28 @@ impl Session {
 
     /// Looks at files, several at a time: on a network file system each takes
     /// round trips. Gives those found good in the order of the list.
+    ///
+    /// Where all of them fit, the pages of small ones are on their way from then on.
     fn examine(&self, files: Vec<HotFile>) -> Vec<Examined> {
         let hold = files.len() <= self.held;
+        let pages = files.iter().map(|file| file.pages());
+        let pages = pages.fold(0, u64::saturating_add);
+        let advise = hold
+            && !self.dry_run
+            && !self.is_one_by_one()
+            && self.halted.is_none()
+            && self.budget.is_none_or(|budget| pages <= budget);
         let threads = files.len().min(LOOKERS).min(usize::from(self.jobs));
-        let files = Mutex::new(files.into_iter().enumerate());
+        let files = Mutex::new(Looking {
+            files: files.into_iter().enumerate(),
+            memory_looked_at: self.memory_looked_at,
+            advise,
+        });
         let found = Mutex::new(Vec::new());
         let next = || lock(&files).next();
         let look_at_some = || {
-            while let Some((number, file)) = next() {
-                if let Some(examined) = self.examine_one(number, file, hold) {
+            while let Some((number, file, advise)) = next() {
+                if let Some(examined) = self.examine_one(number, file, hold, advise) {
                     lock(&found).push(examined);
                 }
             }
@@ -259,7 +297,13 @@ impl Session {
         found
     }
 
-    fn examine_one(&self, number: usize, file: HotFile, hold: bool) -> Option<Examined> {
+    fn examine_one(
+        &self,
+        number: usize,
+        file: HotFile,
+        hold: bool,
+        advise: bool,
+    ) -> Option<Examined> {
         let tally = &self.shared.tally;
         let skip = |reason, detail: String| {
             let pages = file.pages();
@@ -298,11 +342,19 @@ impl Session {
             self.shared
                 .skip(&target, Reason::BeyondEnd, plan.beyond_end, &detail);
         }
+        let page_size = self.shape.page_size;
+        let is_advised = match plan.extents[..] {
+            [extent] if advise && extent.span <= u64::from(SMALL / page_size) => extent
+                .batches(size, page_size, SMALL)
+                .all(|batch| self.shared.advise(&open, batch)),
+            _ => false,
+        };
         (!plan.extents.is_empty()).then_some(Examined {
             number,
             target,
             extents: plan.extents,
             held: hold.then_some(open),
+            is_advised,
         })
     }
 
@@ -349,6 +401,7 @@ impl Session {
             let part = Part {
                 target: Arc::clone(target),
                 open: file.held.clone(),
+                is_advised: file.is_advised,
                 batch,
             };
             match waiting {

@@ -103,7 +103,8 @@ impl Trial {
         Ok(json!({
             "pages": list.pages(),
             "missing": list.pages() - came,
-            "unasked": resident(&list)? - came,
+            // The kernel may drop pages meanwhile.
+            "unasked": resident(&list)?.saturating_sub(came),
             "seconds": said.unwrap_or(seconds),
             "bytes_per_second": bytes as f64 / said.unwrap_or(seconds),
             "cpu_seconds": cpu,
