@@ -1,5 +1,6 @@
 //! Brings batches in: what each of the reading threads does.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -158,8 +159,9 @@ const PIECE: usize = 128 << 10;
 /// How often a reader that is to rest looks whether it still is.
 const REST: Duration = Duration::from_millis(5);
 
-/// How many parts a job has at most. Their bytes are those of one large batch at most.
-pub(super) const TOGETHER: usize = 32;
+/// How many parts a job has at most, so many that few readers have to wake up. Their
+/// bytes are those of one large batch at most.
+pub(super) const TOGETHER: usize = 64;
 
 /// What is as small as this is copied: that is one system call and not two.
 const COPIED: usize = 16 << 10;
@@ -170,7 +172,7 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
         shared,
         page_size,
         buffer: vec![0; BATCH.max(page_size) as usize],
-        drain: Drain::new().ok(),
+        drain: OnceCell::new(),
         cpus: Cpus::of_this_thread(),
         current: None,
         stream: None,
@@ -238,8 +240,8 @@ struct Reader<'a> {
     /// batch, so that a batch is one system call and the kernel has all of
     /// its I/O in flight at once.
     buffer: Vec<u8>,
-    /// For what is larger, as long as that works.
-    drain: Option<Drain>,
+    /// For what is larger; none if that does not work.
+    drain: OnceCell<Option<Drain>>,
     cpus: Option<Cpus>,
     /// The file of the last job, which is likely to be that of the next, and
     /// how it is read with readahead, where that was tried.
@@ -394,16 +396,16 @@ fn bring_in(
     file: &File,
     offset: u64,
     most: usize,
-    drain: &mut Option<Drain>,
+    drain: &mut OnceCell<Option<Drain>>,
     buffer: &mut [u8],
 ) -> io::Result<usize> {
     if most > COPIED
-        && let Some(open) = drain
+        && let Some(open) = drain.get_or_init(|| Drain::new().ok())
     {
         match open.read(file, offset, most) {
             Ok(bytes) => return Ok(bytes),
             // Not every file system can; and what else is wrong is for read(2) to say.
-            Err(_) => *drain = None,
+            Err(_) => *drain = OnceCell::from(None),
         }
     }
     file.read_at(&mut buffer[..most], offset)
@@ -505,6 +507,7 @@ mod tests {
                 allow: Vec::new(),
                 root: None,
                 twice: false,
+                file_systems: Mutex::default(),
             },
             tally: Tally::default(),
             stop: Arc::default(),

@@ -29,13 +29,13 @@ use crate::residency::{self, Residency};
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
-    /// Where the readers take batches from; none in a dry run.
-    queue: Option<Sender<Job>>,
+    /// Whose work it is; none in a dry run.
+    readers: Option<Readers>,
     /// Closed when the last reader has ended.
     ended: Receiver<Infallible>,
     jobs: u16,
     /// See [`HELD`].
-    held: usize,
+    held: Held,
     dry_run: bool,
     shape: Shape,
     /// How many pages may still be read, if there is a limit, and what to say
@@ -65,6 +65,18 @@ const STREAMS: u64 = 8;
 /// Of an `add` of so many files at most, they stay open between being looked
 /// at and being read, if so many may be open.
 const HELD: u64 = 1 << 14;
+
+/// Where few may be open, so many stay so.
+const HELD_AT_LEAST: u64 = 64;
+
+/// How many files stay open.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Of an `add` of at most so many.
+    files: usize,
+    /// Not only until the `add` ends, but until each is read.
+    in_jobs: bool,
+}
 
 /// So many threads at most look at files.
 const LOOKERS: usize = 32;
@@ -129,7 +141,7 @@ impl Session {
         std::fs::read_dir("/proc/self/fd").map_err(StartError::Proc)?;
         let jobs = options.jobs.max(1);
         let held = allow_open_files(jobs, options.activate)?;
-        if files <= held {
+        if files <= held.files {
             make_room(files);
         }
 
@@ -147,6 +159,7 @@ impl Session {
                 any_version: options.any_version,
                 root: options.root,
                 twice: options.activate,
+                file_systems: Mutex::default(),
             },
             tally: Tally::default(),
             stop: options.stop,
@@ -155,17 +168,17 @@ impl Session {
             reading: AtomicU16::new(0),
         });
         let (ending, ended) = bounded(0);
-        let queue = match options.dry_run {
+        let readers = match options.dry_run {
             true => None,
             false => {
-                let queue = readers(&shared, jobs, page_size, &ending);
-                Some(queue.map_err(system("start a reading thread"))?)
+                let readers = Readers::start(&shared, jobs, page_size, ending);
+                Some(readers.map_err(system("start a reading thread"))?)
             }
         };
         let now = Instant::now();
         Ok(Self {
             shared,
-            queue,
+            readers,
             ended,
             jobs,
             held,
@@ -224,17 +237,17 @@ impl Session {
         }
         self.budget = self.budget.map(|left| left.saturating_sub(span));
         self.shared.tally.planned.fetch_add(pages, Relaxed);
-        if let Some(queue) = self.queue.clone() {
+        if self.readers.is_some() {
             let span: u64 = kept.iter().map(|extent| extent.span).sum();
             let bytes = span.saturating_mul(u64::from(page_size));
             self.shared.progress.add_planned(bytes);
             let mut waiting = None;
             for extent in &kept {
                 let file = &examined[extent.file as usize];
-                self.hand_out(&queue, file, extent, &mut waiting);
+                self.hand_out(file, extent, &mut waiting);
             }
             if let Some(job) = waiting {
-                self.send(&queue, job);
+                self.send(job);
             }
         }
     }
@@ -243,7 +256,7 @@ impl Session {
     ///
     /// After a request to stop, readers that hang in a read are left behind.
     pub fn finish(mut self) -> Report {
-        self.queue = None;
+        self.readers = None;
         let mut deadline = None;
         while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if self.shared.stop.load(Relaxed)
@@ -262,7 +275,7 @@ impl Session {
     ///
     /// Where all of them fit, the pages of small ones are on their way from then on.
     fn examine(&self, files: Vec<HotFile>) -> Vec<Examined> {
-        let hold = files.len() <= self.held;
+        let hold = files.len() <= self.held.files;
         let pages = files.iter().map(|file| file.pages());
         let pages = pages.fold(0, u64::saturating_add);
         let advise = hold
@@ -366,13 +379,7 @@ impl Session {
 
     /// Hands the batches of an extent to the readers, or counts as skipped
     /// what must not be read any more. A small one waits for others in a job.
-    fn hand_out(
-        &mut self,
-        queue: &Sender<Job>,
-        file: &Examined,
-        extent: &Extent,
-        waiting: &mut Option<Job>,
-    ) {
+    fn hand_out(&mut self, file: &Examined, extent: &Extent, waiting: &mut Option<Job>) {
         let target = &file.target;
         let page_size = self.shape.page_size;
         let end = (extent.first + extent.span).saturating_mul(u64::from(page_size));
@@ -400,7 +407,7 @@ impl Session {
             left -= u64::from(batch.pages);
             let part = Part {
                 target: Arc::clone(target),
-                open: file.held.clone(),
+                open: file.held.clone().filter(|_| self.held.in_jobs),
                 is_advised: file.is_advised,
                 batch,
             };
@@ -414,14 +421,14 @@ impl Session {
                         streams,
                     };
                     if let Some(before) = waiting.replace(job) {
-                        self.send(queue, before);
+                        self.send(before);
                     }
                 }
             }
             if self.is_one_by_one()
                 && let Some(job) = waiting.take()
             {
-                self.send(queue, job);
+                self.send(job);
             }
         }
         if left > 0 {
@@ -457,17 +464,17 @@ impl Session {
 
     /// Puts the job into the queue, waiting for room, or counts its pages as skipped
     /// if nothing more is to be read.
-    fn send(&mut self, queue: &Sender<Job>, mut job: Job) {
+    fn send(&mut self, mut job: Job) {
         loop {
             self.look();
-            if self.halted.is_some() {
+            let Some(readers) = self.readers.as_mut().filter(|_| self.halted.is_none()) else {
                 for Part { target, batch, .. } in &job.parts {
                     let pages = batch.pages.into();
                     self.give_up(target, pages, job.resident, batch.len.into());
                 }
                 return;
-            }
-            match queue.send_timeout(job, LOOK) {
+            };
+            match readers.give(job) {
                 Ok(()) => return,
                 Err(SendTimeoutError::Timeout(back)) => job = back,
                 // No reader is left, though none of them ends before the queue.
@@ -507,30 +514,68 @@ fn stripe(bytes: u64) -> u32 {
     fair.clamp(least, most) as u32
 }
 
-/// Starts the readers; they end when the queue is closed.
-fn readers(
-    shared: &Arc<Shared>,
-    jobs: u16,
+/// The reading threads: as many as have something to do, which they end with when this
+/// is dropped.
+#[derive(Debug)]
+struct Readers {
+    shared: Arc<Shared>,
     page_size: u32,
-    ending: &Sender<Infallible>,
-) -> io::Result<Sender<Job>> {
-    // A second batch for each reader waits, so that none of them does.
-    let (queue, batches) = bounded(2 * usize::from(jobs));
-    for _ in 0..jobs {
-        let (shared, batches, ending) = (Arc::clone(shared), batches.clone(), ending.clone());
+    queue: Sender<Job>,
+    jobs: Receiver<Job>,
+    ending: Sender<Infallible>,
+    started: u16,
+    most: u16,
+}
+
+impl Readers {
+    /// Starts the first of at most so many.
+    fn start(
+        shared: &Arc<Shared>,
+        most: u16,
+        page_size: u32,
+        ending: Sender<Infallible>,
+    ) -> io::Result<Self> {
+        // A second job for each reader waits, so that none of them does.
+        let (queue, jobs) = bounded(2 * usize::from(most));
+        let mut readers = Self {
+            shared: Arc::clone(shared),
+            page_size,
+            queue,
+            jobs,
+            ending,
+            started: 0,
+            most,
+        };
+        readers.add()?;
+        Ok(readers)
+    }
+
+    /// Puts a job into the queue, if there is room soon.
+    fn give(&mut self, job: Job) -> Result<(), SendTimeoutError<Job>> {
+        if self.started < self.most && !self.queue.is_empty() {
+            // Without another one it takes longer.
+            _ = self.add();
+        }
+        self.queue.send_timeout(job, LOOK)
+    }
+
+    fn add(&mut self) -> io::Result<()> {
+        let (shared, jobs) = (Arc::clone(&self.shared), self.jobs.clone());
+        let (ending, page_size) = (self.ending.clone(), self.page_size);
         thread::Builder::new()
             .name("reader".into())
             .spawn(move || {
-                work(&batches, &shared, page_size);
+                work(&jobs, &shared, page_size);
                 drop(ending);
             })?;
+        self.started += 1;
+        Ok(())
     }
-    Ok(queue)
 }
 
 /// Raises the soft limit of open files to what the jobs need; gives how many files
 /// may stay open besides.
-fn allow_open_files(jobs: u16, twice: bool) -> Result<usize, StartError> {
+fn allow_open_files(jobs: u16, twice: bool) -> Result<Held, StartError> {
     let system = |verb| {
         move |error: nix::Error| StartError::System {
             verb,
@@ -551,16 +596,23 @@ fn allow_open_files(jobs: u16, twice: bool) -> Result<usize, StartError> {
     }
     // A reader is faster with four more: a drain's, and its own of the file. What is
     // held of an `add` may stay so while the next is looked at, in jobs.
-    let in_jobs = 4 * u64::from(jobs) * TOGETHER as u64;
     let each = if twice { 2 } else { 1 };
     let left = hard.saturating_sub(jobs_need + 4 * u64::from(jobs)) / each;
-    let held = left.saturating_sub(in_jobs).min(HELD);
+    let in_jobs = 4 * u64::from(jobs) * TOGETHER as u64;
+    let held = match left.checked_sub(in_jobs + HELD_AT_LEAST) {
+        Some(more) => HELD.min(HELD_AT_LEAST + more),
+        None => HELD_AT_LEAST.min(left),
+    };
+    let is_ample = left >= in_jobs + held;
     let wanted = jobs_need + 4 * u64::from(jobs) + each * (held + in_jobs);
     if wanted.min(hard) > soft {
         setrlimit(limit, wanted.min(hard), hard)
             .map_err(system("raise the limit of open files"))?;
     }
-    Ok(held as usize)
+    Ok(Held {
+        files: held as usize,
+        in_jobs: is_ample,
+    })
 }
 
 /// Has the kernel make its table of our open files large enough for so many at once,
