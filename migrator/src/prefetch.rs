@@ -6,9 +6,10 @@
 //! have enough to do, which is the back-pressure for whoever sends the files.
 //! [`prefetch`] is a session for a whole list.
 //!
-//! Threads and pread(2), not io_uring: pread works on every kernel and in
-//! every container, and marks pages as used as the program's own reads will.
+//! Threads, pread(2) and splice(2), not io_uring: they work on every kernel and in
+//! every container, and mark pages as used as the program's own reads will.
 
+mod drain;
 mod memory;
 mod open;
 mod pace;
@@ -159,7 +160,7 @@ pub enum StartError {
 /// # Errors
 /// As [`Session::start`].
 pub fn prefetch(list: PageIndexList, options: Options) -> Result<Report, StartError> {
-    let mut session = Session::start(list.page_size, options)?;
+    let mut session = Session::start_for(list.page_size, options, list.files.len())?;
     session.add(list.files);
     Ok(session.finish())
 }

@@ -16,6 +16,7 @@ pub mod score;
 pub mod steps;
 pub mod strace;
 pub mod track;
+pub mod warm;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

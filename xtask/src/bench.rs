@@ -2,7 +2,8 @@
 //!
 //! An experiment on the test hosts moves a process in several ways ([`arm`]), in
 //! turns, and looks from outside how much it reads when ([`watch`], [`curve`]).
-//! [`list`], [`quality`], [`overhead`] and [`scale`] run a program on this host.
+//! [`list`], [`quality`], [`overhead`] and [`scale`] run a program on this host, and
+//! [`prefetch`] on either.
 
 pub(crate) mod arm;
 pub(crate) mod curve;
@@ -12,6 +13,7 @@ mod host;
 mod list;
 mod overhead;
 pub(crate) mod plot;
+mod prefetch;
 mod quality;
 mod record;
 mod scale;
@@ -51,6 +53,8 @@ enum Experiment {
     List(list::Args),
     /// What it costs a process to be observed, beside other ways to do it
     Overhead(overhead::Args),
+    /// How soon the pages of a list are in the cache, beside other ways to do it
+    Prefetch(prefetch::Args),
     /// What share of reads hits what was prefetched, by policy and budget
     Quality(quality::Args),
     /// What a tracker takes as what it tracks grows
@@ -92,6 +96,7 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
         Experiment::Figure2(figure) => figure.run(workspace, &figure2::FIGURE),
         Experiment::List(args) => list::run(workspace, &args),
         Experiment::Overhead(args) => overhead::run(workspace, &args),
+        Experiment::Prefetch(args) => prefetch::run(workspace, &args),
         Experiment::Quality(args) => quality::run(workspace, &args),
         Experiment::Scale(args) => scale::run(workspace, &args),
     }

@@ -22,6 +22,9 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("strace", "strace"),
 ];
 
+/// Programs that migrator is compared with on this host.
+const FOR_BENCHES: &[(&str, &str)] = &[("fio", "fio"), ("vmtouch", "vmtouch")];
+
 /// Programs that make and run the test hosts.
 const FOR_HOSTS: &[(&str, &str)] = &[
     ("cpio", "cpio"),
@@ -51,6 +54,14 @@ pub(crate) fn install_for_tests() -> Result<()> {
 /// As above.
 pub(crate) fn install_for_hosts() -> Result<()> {
     install_missing(FOR_HOSTS)
+}
+
+/// The same for what migrator is compared with.
+///
+/// # Errors
+/// As above.
+pub(crate) fn install_for_benches() -> Result<()> {
+    install_missing(FOR_BENCHES)
 }
 
 fn install_missing(programs: &[(&str, &str)]) -> Result<()> {

@@ -1,13 +1,14 @@
 //! Opens the files of a list, which is not to be trusted, without side
 //! effects and without being led astray.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -32,6 +33,20 @@ pub(super) struct Opener {
     pub(super) any_version: bool,
     /// Whether pages will be read a second time, to activate them.
     pub(super) twice: bool,
+    /// Of file systems that were asked about, by `st_dev`: NFS asks the server each
+    /// time.
+    pub(super) file_systems: Mutex<HashMap<u64, Kind>>,
+}
+
+/// What kind of file system a file is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// On a disk of this host, as far as can be seen.
+    Local,
+    /// On another host.
+    Remote,
+    /// On none at all: its name.
+    MadeUp(&'static str),
 }
 
 /// A file that is open and is the one meant.
@@ -46,6 +61,8 @@ pub(super) struct OpenFile {
     pub(super) second: Option<File>,
     /// `st_dev` and `st_ino` on this host.
     pub(super) place: (u64, u64),
+    /// On another host, so that each page takes its time on the network.
+    pub(super) is_remote: bool,
 }
 
 /// Why a file is skipped.
@@ -81,6 +98,17 @@ const NO_DISK: &[(u32, &str)] = &[
     (0x0000_1cd1, "devpts"),
     (0x6e73_6673, "nsfs"),
     (0x5345_434d, "secretmem"),
+];
+
+/// File systems whose files are on another host, as above.
+const REMOTE: &[u32] = &[
+    0x0000_6969, // nfs
+    0x0000_517b, // smb
+    0xff53_4d42, // cifs
+    0xfe53_4d42, // smb2
+    0x00c3_6400, // ceph
+    0x0102_1997, // 9p
+    0x5346_414f, // afs
 ];
 
 /// How often a path is tried whose directories change all the time.
@@ -125,7 +153,7 @@ impl Opener {
         self.check_allowed(listed, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
-        check_disk(&handle)?;
+        let is_remote = self.check_disk(&handle, there.dev())?;
 
         let first = open_for_reading(&door).map_err(|error| failed("open", error))?;
         let opened = first.metadata().map_err(|error| failed("stat", error))?;
@@ -149,6 +177,7 @@ impl Opener {
             first,
             second,
             place,
+            is_remote,
         })
     }
 
@@ -174,6 +203,36 @@ impl Opener {
         Err(Errno::EAGAIN.into())
     }
 
+    /// Whether the file is on another host, if it is on a disk at all.
+    fn check_disk(&self, handle: impl AsFd, device: u64) -> Result<bool, Refusal> {
+        let known = lock(&self.file_systems).get(&device).copied();
+        let kind = match known {
+            Some(kind) => kind,
+            None => {
+                let stat = fstatfs(handle).map_err(|error| Refusal {
+                    reason: Reason::Unreadable,
+                    detail: format!("failed to find its file system: {error}"),
+                })?;
+                // The type's width differs between C libraries; the numbers fit into 32.
+                let is_remote = REMOTE.contains(&(stat.filesystem_type().0 as u32));
+                let kind = match made_up(&stat) {
+                    Some(name) => Kind::MadeUp(name),
+                    None if is_remote => Kind::Remote,
+                    None => Kind::Local,
+                };
+                *lock(&self.file_systems).entry(device).or_insert(kind)
+            }
+        };
+        match kind {
+            Kind::Local => Ok(false),
+            Kind::Remote => Ok(true),
+            Kind::MadeUp(name) => Err(Refusal {
+                reason: Reason::NoDisk,
+                detail: format!("not on a disk or network file system: on {name}"),
+            }),
+        }
+    }
+
     /// Whether the file behind `door`, wherever symlinks have led to, lies
     /// below one of the directories allowed.
     fn check_allowed(&self, named: &Path, door: &Path) -> Result<(), Refusal> {
@@ -196,6 +255,10 @@ impl Opener {
             detail: format!("{really}outside of what --allow names"),
         })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open_for_reading(door: &str) -> io::Result<File> {
@@ -241,20 +304,6 @@ pub(crate) fn made_up(stat: &Statfs) -> Option<&'static str> {
     let magic = stat.filesystem_type().0 as u32;
     let known = NO_DISK.iter().find(|&&(number, _)| number == magic);
     known.map(|&(_, name)| name)
-}
-
-fn check_disk(handle: impl AsFd) -> Result<(), Refusal> {
-    let stat = fstatfs(handle).map_err(|error| Refusal {
-        reason: Reason::Unreadable,
-        detail: format!("failed to find its file system: {error}"),
-    })?;
-    match made_up(&stat) {
-        None => Ok(()),
-        Some(name) => Err(Refusal {
-            reason: Reason::NoDisk,
-            detail: format!("not on a disk or network file system: on {name}"),
-        }),
-    }
 }
 
 fn check_unchanged(identity: &FileIdentity, there: &Metadata) -> Result<(), Refusal> {
@@ -327,6 +376,7 @@ mod tests {
             allow: Vec::new(),
             root: None,
             twice: false,
+            file_systems: Mutex::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Brings batches in: what each of the reading threads does.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::drain::Drain;
 use super::open::{OpenFile, Opener, Refusal};
 use super::pin::Cpus;
 use super::report::Reason;
@@ -25,6 +28,7 @@ pub(super) struct Target {
     pub(super) identity: FileIdentity,
     /// `st_dev` and `st_ino` of the file that was found good.
     pub(super) place: (u64, u64),
+    pub(super) is_remote: bool,
     pub(super) blame: Blame,
     /// What went wrong; nothing more is read of the file then.
     failed: OnceLock<(Reason, String)>,
@@ -33,17 +37,29 @@ pub(super) struct Target {
     open: Mutex<Weak<OpenFile>>,
 }
 
-/// A batch and what to do with it.
+/// What to read, and how.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) target: Arc<Target>,
-    pub(super) batch: Batch,
+    /// Several where they are small: the kernel is told of all of them before the
+    /// first is read.
+    pub(super) parts: Vec<Part>,
     pub(super) heat: Heat,
     /// See [`Extent::resident`](crate::plan::Extent::resident).
     pub(super) resident: bool,
     /// It is to be read on and on, and the kernel may read ahead. Such a batch
     /// may be larger than [`BATCH`], and heat does not matter.
     pub(super) streams: bool,
+}
+
+/// A batch of a file.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) target: Arc<Target>,
+    /// Where the file need not be opened again.
+    pub(super) open: Option<Arc<OpenFile>>,
+    /// The kernel has been told of it.
+    pub(super) is_advised: bool,
+    pub(super) batch: Batch,
 }
 
 /// What the readers share.
@@ -63,6 +79,7 @@ impl Target {
         Self {
             identity,
             place: open.place,
+            is_remote: open.is_remote,
             blame: Blame::default(),
             failed: OnceLock::new(),
             open: Mutex::new(Arc::downgrade(open)),
@@ -100,6 +117,22 @@ impl Shared {
         result
     }
 
+    /// Tells the kernel what will be read, so that much of it is in flight at once.
+    /// Gives whether it was told.
+    ///
+    /// Not where few may read: that is for the sake of somebody who needs the disk.
+    pub(super) fn advise(&self, open: &OpenFile, batch: Batch) -> bool {
+        if self.stop.load(Relaxed) || self.at_once.load(Relaxed) < GENTLE {
+            return false;
+        }
+        // What goes wrong will go wrong again when it is read.
+        i64::try_from(batch.offset).is_ok_and(|offset| {
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let len = batch.len.into();
+            self.in_turn(|| posix_fadvise(&open.first, offset, len, advice).is_ok())
+        })
+    }
+
     /// How many bytes a reader may ask for at once: where few read, they read
     /// beside somebody who waits for what stands behind them in the queue.
     fn piece(&self) -> usize {
@@ -126,51 +159,77 @@ const PIECE: usize = 128 << 10;
 /// How often a reader that is to rest looks whether it still is.
 const REST: Duration = Duration::from_millis(5);
 
+/// How many parts a job has at most, so many that few readers have to wake up. Their
+/// bytes are those of one large batch at most.
+pub(super) const TOGETHER: usize = 64;
+
+/// What is as small as this is copied: that is one system call and not two.
+const COPIED: usize = 16 << 10;
+
 /// Reads what comes out of the channel until it is closed.
 pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
     let mut reader = Reader {
         shared,
         page_size,
         buffer: vec![0; BATCH.max(page_size) as usize],
+        drain: OnceCell::new(),
         cpus: Cpus::of_this_thread(),
         current: None,
         stream: None,
     };
     for job in jobs {
-        for piece in job.pieces(page_size) {
-            reader.run(&piece);
-            shared.progress.add_done(u64::from(piece.batch.len));
+        reader.advise(&job);
+        for part in &job.parts {
+            for batch in reads(part.batch, job.streams, page_size) {
+                reader.run(&job, part, batch);
+                shared.progress.add_done(u64::from(batch.len));
+            }
         }
     }
 }
 
 impl Job {
-    /// What is read with one system call. One that streams asks for no more
-    /// than the kernel's own reading ahead does at once, or the kernel would
-    /// take it for one large request without a successor.
-    fn pieces(&self, page_size: u32) -> impl Iterator<Item = Self> {
-        let whole = self.batch;
-        let most = match self.streams {
-            true => (PIECE as u32).max(page_size),
-            false => whole.len.max(1),
-        };
-        (0..whole.len.div_ceil(most)).map(move |number| {
-            let from = number * most;
-            let len = most.min(whole.len - from);
-            Self {
-                target: Arc::clone(&self.target),
-                batch: match self.streams {
-                    true => Batch {
-                        offset: whole.offset + u64::from(from),
-                        len,
-                        pages: len.div_ceil(page_size),
-                    },
-                    false => whole,
-                },
-                ..*self
-            }
-        })
+    /// Whether a small part can come into this job, which is about as hot: of the same
+    /// file, or of one that is open.
+    pub(super) fn takes(&self, part: &Part) -> bool {
+        let is_near = part.open.is_some()
+            || self
+                .parts
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(&last.target, &part.target));
+        is_near
+            && !self.streams
+            && self.parts.len() < TOGETHER
+            && self.bytes() + u64::from(part.batch.len) <= u64::from(BATCH)
     }
+
+    /// How many bytes are to be read.
+    fn bytes(&self) -> u64 {
+        let bytes = |part: &Part| u64::from(part.batch.len);
+        self.parts.iter().map(bytes).sum()
+    }
+}
+
+/// What is read of a batch with one system call. One that streams asks for no more
+/// than the kernel's own reading ahead does at once, or the kernel would take it for
+/// one large request without a successor.
+fn reads(whole: Batch, streams: bool, page_size: u32) -> impl Iterator<Item = Batch> {
+    let most = match streams {
+        true => (PIECE as u32).max(page_size),
+        false => whole.len.max(1),
+    };
+    (0..whole.len.div_ceil(most)).map(move |number| {
+        let from = number * most;
+        let len = most.min(whole.len - from);
+        match streams {
+            true => Batch {
+                offset: whole.offset + u64::from(from),
+                len,
+                pages: len.div_ceil(page_size),
+            },
+            false => whole,
+        }
+    })
 }
 
 /// What a reading thread has of its own.
@@ -181,6 +240,8 @@ struct Reader<'a> {
     /// batch, so that a batch is one system call and the kernel has all of
     /// its I/O in flight at once.
     buffer: Vec<u8>,
+    /// For what is larger; none if that does not work.
+    drain: OnceCell<Option<Drain>>,
     cpus: Option<Cpus>,
     /// The file of the last job, which is likely to be that of the next, and
     /// how it is read with readahead, where that was tried.
@@ -189,87 +250,105 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Does one job, and counts what became of its pages.
-    fn run(&mut self, job: &Job) {
-        if let Some((reason, detail)) = job.target.failed.get() {
-            return self.skip(job, *reason, 0, detail);
+    /// Tells the kernel of parts that are small, so that this thread waits for the
+    /// first only.
+    fn advise(&mut self, job: &Job) {
+        if job.parts.len() < 2 {
+            return;
+        }
+        for part in job.parts.iter().filter(|part| !part.is_advised) {
+            if part.target.failed.get().is_none()
+                && let Ok(open) = self.open(part)
+            {
+                self.shared.advise(&open, part.batch);
+            }
+        }
+    }
+
+    /// Does one read, and counts what became of its pages.
+    fn run(&mut self, job: &Job, part: &Part, batch: Batch) {
+        let (target, shared) = (&part.target, self.shared);
+        // Pages that were resident to begin with are not missing.
+        let asked = if job.resident { 0 } else { batch.pages };
+        let skip = |reason, read: u32, detail: &str| {
+            let pages = u64::from(asked.saturating_sub(read));
+            shared.skip(target, reason, pages, detail);
+        };
+        // The rest of the file is given up. Another reader may have been first; one
+        // reason is enough.
+        let fail = |reason, read, detail: String| {
+            skip(reason, read, &detail);
+            _ = target.failed.set((reason, detail));
+        };
+        if let Some((reason, detail)) = target.failed.get() {
+            return skip(*reason, 0, detail);
         }
         if self.shared.stop.load(Relaxed) {
-            return self.skip(job, Reason::Interrupted, 0, "interrupted");
+            return skip(Reason::Interrupted, 0, "interrupted");
         }
-        let open = match self.open(&job.target) {
+        let open = match self.open(part) {
             Ok(open) => open,
-            Err(Refusal { reason, detail }) => return self.fail(job, reason, 0, detail),
+            Err(Refusal { reason, detail }) => return fail(reason, 0, detail),
         };
         let (done, result) = match (&self.cpus, &open.second) {
             (Some(cpus), Some(second)) if job.heat >= ACTIVATE => {
-                cpus.stay_on_one(|| read_twice(&open.first, second, job.batch, &mut self.buffer))
+                cpus.stay_on_one(|| read_twice(&open.first, second, batch, &mut self.buffer))
             }
             (None, Some(second)) if job.heat >= ACTIVATE => {
-                read_twice(&open.first, second, job.batch, &mut self.buffer)
+                read_twice(&open.first, second, batch, &mut self.buffer)
             }
             _ => {
                 let stream = match job.streams {
                     true => self.stream.get_or_insert_with(|| open.stream()).as_ref(),
                     false => None,
                 };
-                read(
-                    stream.unwrap_or(&open.first),
-                    job.batch,
-                    &mut self.buffer,
-                    Some(self.shared),
-                )
+                let file = stream.unwrap_or(&open.first);
+                let (buffer, drain) = (&mut self.buffer, &mut self.drain);
+                read_in_pieces(batch, |offset, rest| {
+                    let most = rest.min(shared.piece());
+                    shared.in_turn(|| bring_in(file, offset, most, drain, buffer))
+                })
             }
         };
         if job.resident {
             return;
         }
-        let is_whole = done == job.batch.len;
+        let is_whole = done == batch.len;
         let pages = match is_whole {
-            true => job.batch.pages,
-            false => job.batch.pages.min(done / self.page_size),
+            true => batch.pages,
+            false => batch.pages.min(done / self.page_size),
         };
-        let tally = &self.shared.tally;
+        let tally = &shared.tally;
+        let besides = done.div_ceil(self.page_size).saturating_sub(batch.pages);
         tally.read.fetch_add(u64::from(pages), Relaxed);
+        tally.unasked.fetch_add(u64::from(besides), Relaxed);
         tally.bytes_read.fetch_add(u64::from(done), Relaxed);
-        let end = job.batch.offset + u64::from(done);
+        let end = batch.offset + u64::from(done);
         if let Err(error) = result {
             let detail = format!("failed to read at byte {end}: {error}");
-            self.fail(job, Reason::Unreadable, pages, detail);
+            fail(Reason::Unreadable, pages, detail);
         } else if !is_whole {
-            let detail = format!("changed: size {} → {end}", job.target.identity.size);
-            self.fail(job, Reason::Changed, pages, detail);
+            let detail = format!("changed: size {} → {end}", target.identity.size);
+            fail(Reason::Changed, pages, detail);
         }
     }
 
-    /// The target's file. The one that was open before is closed first, so
-    /// that one at a time is open.
-    fn open(&mut self, target: &Arc<Target>) -> Result<Arc<OpenFile>, Refusal> {
+    /// The part's file. The one that was open before is closed first, so
+    /// that this reader has one at a time open by itself.
+    fn open(&mut self, part: &Part) -> Result<Arc<OpenFile>, Refusal> {
+        let target = &part.target;
         if let Some((current, open)) = &self.current
             && Arc::ptr_eq(current, target)
         {
             return Ok(Arc::clone(open));
         }
         (self.current, self.stream) = (None, None);
-        let open = target.open(&self.shared.opener)?;
+        let open = match &part.open {
+            Some(open) => Arc::clone(open),
+            None => target.open(&self.shared.opener)?,
+        };
         self.current = Some((Arc::clone(target), Arc::clone(&open)));
         Ok(open)
-    }
-
-    /// Gives the target up.
-    fn fail(&self, job: &Job, reason: Reason, read: u32, detail: String) {
-        self.skip(job, reason, read, &detail);
-        // Another reader may have been first; one reason is enough.
-        _ = job.target.failed.set((reason, detail));
-    }
-
-    /// Counts what is left of the job after `read` pages. Pages that were
-    /// resident to begin with are not missing.
-    fn skip(&self, job: &Job, reason: Reason, read: u32, detail: &str) {
-        if !job.resident {
-            let pages = u64::from(job.batch.pages - read);
-            self.shared.skip(&job.target, reason, pages, detail);
-        }
     }
 }
 
@@ -282,29 +361,26 @@ fn read_twice(
     batch: Batch,
     buffer: &mut [u8],
 ) -> (u32, io::Result<()>) {
-    let result = read(first, batch, buffer, None);
-    _ = read(second, batch, buffer, None);
+    let mut read = |file: &File| {
+        read_in_pieces(batch, |offset, rest| {
+            file.read_at(&mut buffer[..rest], offset)
+        })
+    };
+    let result = read(first);
+    _ = read(second);
     result
 }
 
-/// Reads all of the batch, or up to the file's end; piece by piece in turn with
-/// others, if so. How many bytes came is given in either case.
-fn read(
-    file: &File,
+/// Reads all of the batch, or up to the file's end, with reads at an offset of at
+/// most so many bytes. How many bytes came is given in either case.
+fn read_in_pieces(
     batch: Batch,
-    buffer: &mut [u8],
-    turns: Option<&Shared>,
+    mut read: impl FnMut(u64, usize) -> io::Result<usize>,
 ) -> (u32, io::Result<()>) {
     let mut done = 0;
     while done < batch.len {
-        let piece = turns.map_or(usize::MAX, Shared::piece);
-        let rest = &mut buffer[..piece.min((batch.len - done) as usize)];
         let offset = batch.offset + u64::from(done);
-        let result = match turns {
-            Some(shared) => shared.in_turn(|| file.read_at(rest, offset)),
-            None => file.read_at(rest, offset),
-        };
-        match result {
+        match read(offset, (batch.len - done) as usize) {
             Ok(0) => break,
             // No more than the rest, which fits.
             Ok(bytes) => done += bytes as u32,
@@ -313,6 +389,26 @@ fn read(
         }
     }
     (done, Ok(()))
+}
+
+/// One read of at most so many bytes.
+fn bring_in(
+    file: &File,
+    offset: u64,
+    most: usize,
+    drain: &mut OnceCell<Option<Drain>>,
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    if most > COPIED
+        && let Some(open) = drain.get_or_init(|| Drain::new().ok())
+    {
+        match open.read(file, offset, most) {
+            Ok(bytes) => return Ok(bytes),
+            // Not every file system can; and what else is wrong is for read(2) to say.
+            Err(_) => *drain = OnceCell::from(None),
+        }
+    }
+    file.read_at(&mut buffer[..most], offset)
 }
 
 #[cfg(test)]
@@ -337,6 +433,7 @@ mod tests {
             first: file,
             second: None,
             place: (1, 2),
+            is_remote: false,
         });
         let identity = FileIdentity {
             path: named.path().into(),
@@ -350,21 +447,15 @@ mod tests {
 
     #[test]
     fn what_streams_is_read_piece_by_piece() {
-        let (target, _held) = target(true);
-        let job = |streams, len| Job {
-            target: Arc::clone(&target),
-            batch: Batch {
+        let parts = |streams, len| -> Vec<_> {
+            let batch = Batch {
                 offset: u64::from(PAGE),
                 len,
                 pages: len.div_ceil(PAGE),
-            },
-            heat: 1,
-            resident: false,
-            streams,
-        };
-        let parts = |job: Job| -> Vec<_> {
-            let batches = job.pieces(PAGE).map(|piece| piece.batch);
-            batches.map(|it| (it.offset, it.len, it.pages)).collect()
+            };
+            reads(batch, streams, PAGE)
+                .map(|it| (it.offset, it.len, it.pages))
+                .collect()
         };
         let len = 2 * PIECE as u32 + 5;
         let second = u64::from(PAGE) + PIECE as u64;
@@ -373,8 +464,8 @@ mod tests {
             (second, PIECE as u32, 32),
             (second + PIECE as u64, 5, 1),
         ];
-        assert_eq!(parts(job(true, len)), expected);
-        assert_eq!(parts(job(false, len)), [(u64::from(PAGE), len, 65)]);
+        assert_eq!(parts(true, len), expected);
+        assert_eq!(parts(false, len), [(u64::from(PAGE), len, 65)]);
     }
 
     #[test]
@@ -392,12 +483,16 @@ mod tests {
         ];
         for (target, page) in order {
             let job = Job {
-                target: Arc::clone(target),
-                batch: Batch {
-                    offset: page * u64::from(PAGE),
-                    len: PAGE,
-                    pages: 1,
-                },
+                parts: vec![Part {
+                    target: Arc::clone(target),
+                    open: None,
+                    is_advised: false,
+                    batch: Batch {
+                        offset: page * u64::from(PAGE),
+                        len: PAGE,
+                        pages: 1,
+                    },
+                }],
                 heat: 1,
                 resident: false,
                 streams: false,
@@ -412,6 +507,7 @@ mod tests {
                 allow: Vec::new(),
                 root: None,
                 twice: false,
+                file_systems: Mutex::default(),
             },
             tally: Tally::default(),
             stop: Arc::default(),

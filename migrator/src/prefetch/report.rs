@@ -25,6 +25,10 @@ pub struct Report {
     /// Of how many files could not be known which pages are resident; their
     /// pages were read without asking.
     pub residency_unknown_files: u64,
+    /// Pages that came in without having been asked for: they lie in small holes
+    /// that were read over. Those of them that were resident before are counted too.
+    #[serde(default)]
+    pub unasked_pages: u64,
     /// Bytes that were read to bring pages in. What --activate reads again is
     /// not counted.
     pub bytes_read: u64,
@@ -164,6 +168,7 @@ impl Report {
         self.files.extend(other.files);
         self.files.truncate(FILES);
         self.residency_unknown_files += other.residency_unknown_files;
+        self.unasked_pages += other.unasked_pages;
         self.bytes_read += other.bytes_read;
         self.seconds += other.seconds;
         self.mb_per_s = match self.seconds > 0.0 {
@@ -203,6 +208,10 @@ impl fmt::Display for Report {
         } else {
             line(f, "read", read)?;
             writeln!(f, "  in {:.2} s, {:.1} MB/s", self.seconds, self.mb_per_s)?;
+        }
+        if self.unasked_pages > 0 {
+            line(f, "besides", self.unasked_pages)?;
+            writeln!(f, "  in small holes that were read over")?;
         }
         line(f, "skipped", skipped)?;
         writeln!(f)?;
@@ -285,6 +294,7 @@ mod tests {
                 detail: "gone".into(),
             }],
             residency_unknown_files: 0,
+            unasked_pages: 8,
             bytes_read: 3_604_480,
             seconds: 0.5,
             mb_per_s: 7.2,
@@ -311,6 +321,7 @@ mod tests {
 asked              1000 pages     3.9 MiB
 resident            100 pages   400.0 KiB
 read                880 pages     3.4 MiB  in 0.50 s, 7.2 MB/s
+besides               8 pages    32.0 KiB  in small holes that were read over
 skipped              20 pages    80.0 KiB
                      20 pages of 1 file: gone
 /data/\\u{1b}[2J: gone
@@ -329,6 +340,7 @@ skipped              20 pages    80.0 KiB
             "skipped": [{"reason": "gone", "pages": 20, "files": 1}],
             "files": [{"path": "/data/\u{1b}[2J", "reason": "gone", "detail": "gone"}],
             "residency_unknown_files": 0,
+            "unasked_pages": 8,
             "bytes_read": 3604480,
             "seconds": 0.5,
             "mb_per_s": 7.2,

@@ -15,6 +15,7 @@ pub(super) struct Tally {
     pub(super) resident: AtomicU64,
     pub(super) planned: AtomicU64,
     pub(super) read: AtomicU64,
+    pub(super) unasked: AtomicU64,
     pub(super) bytes_read: AtomicU64,
     pub(super) residency_unknown_files: AtomicU64,
     // A plain lock: it is taken for pages that are skipped, and per file.
@@ -94,6 +95,7 @@ impl Tally {
                 .collect(),
             files,
             residency_unknown_files: self.residency_unknown_files.load(Relaxed),
+            unasked_pages: self.unasked.load(Relaxed),
             bytes_read,
             seconds,
             mb_per_s: if seconds > 0.0 {

@@ -77,13 +77,13 @@ fn observed(
     }
     let shape = Shape {
         page_size: PAGE_SIZE as u32,
-        gap: 0,
         touch: None,
     };
     let size = u64::from(accesses.pages) * PAGE_SIZE as u64;
     let runs = map.runs(FILE, 1, u64::MAX);
     // With a budget that is too small, as all that are asked about are.
-    let (_, order) = plan::order(plan::extents(0, size, &runs, &[], shape).extents, Some(0));
+    let extents = plan::extents(0, size, &runs, &[], shape).extents;
+    let (_, order) = plan::order(extents, PAGE_SIZE as u32, Some(0), |_| 0);
     let pages = |extent: &plan::Extent| extent.first as u32..(extent.first + extent.span) as u32;
     let order = order.iter().flat_map(pages).collect();
     (order, f64::from(seen) / accesses.tenths.len().max(1) as f64)

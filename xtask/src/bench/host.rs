@@ -101,6 +101,20 @@ impl Options {
     /// # Errors
     /// When a run fails.
     pub(super) fn run(&self, workspace: &Workspace, program: &Path, kind: &Kind<'_>) -> Result<()> {
+        self.run_anywhere(workspace, describe, kind, |args| measure(program, args))
+    }
+
+    /// The same, where a run is not on this host, or more than a program.
+    ///
+    /// # Errors
+    /// When a run fails.
+    pub(super) fn run_anywhere(
+        &self,
+        workspace: &Workspace,
+        describe: impl Fn() -> Value,
+        kind: &Kind<'_>,
+        measure: impl Fn(&[String]) -> Result<Value>,
+    ) -> Result<()> {
         let json = match self.json {
             true => Some(super::stdout_for_json()?),
             false => None,
@@ -116,8 +130,8 @@ impl Options {
             for (arm, args) in &kind.arms {
                 let mut args = args.clone();
                 args.push(format!("--seed={run}"));
-                let sample = measure(program, &args)
-                    .with_context(|| format!("failed in run {run} of {arm}"))?;
+                let sample =
+                    measure(&args).with_context(|| format!("failed in run {run} of {arm}"))?;
                 println!("run {run:>2}  {arm:<18} {}", (kind.line)(&sample));
                 record.push(arm.clone(), sample);
                 if !self.dry_run {
