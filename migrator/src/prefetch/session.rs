@@ -585,8 +585,9 @@ fn allow_open_files(jobs: u16, twice: bool) -> Result<Held, StartError> {
     let limit = Resource::RLIMIT_NOFILE;
     let (soft, hard) = getrlimit(limit).map_err(system("get the limit of open files"))?;
     // Three each: the O_PATH descriptor, while a file is being opened, and two
-    // for reading. And some for the rest of the program.
-    let jobs_need = 3 * (u64::from(jobs) + LOOKERS as u64) + 64;
+    // for reading. A reader's drain takes three more, and its own of the file. And
+    // some for the rest of the program.
+    let jobs_need = 7 * u64::from(jobs) + 3 * LOOKERS as u64 + 64;
     if jobs_need > hard {
         return Err(StartError::OpenFiles {
             jobs,
@@ -594,17 +595,16 @@ fn allow_open_files(jobs: u16, twice: bool) -> Result<Held, StartError> {
             limit: hard,
         });
     }
-    // A reader is faster with four more: a drain's, and its own of the file. What is
-    // held of an `add` may stay so while the next is looked at, in jobs.
+    // What is held of an `add` may stay so while the next is looked at, in jobs.
     let each = if twice { 2 } else { 1 };
-    let left = hard.saturating_sub(jobs_need + 4 * u64::from(jobs)) / each;
+    let left = (hard - jobs_need) / each;
     let in_jobs = 4 * u64::from(jobs) * TOGETHER as u64;
     let held = match left.checked_sub(in_jobs + HELD_AT_LEAST) {
         Some(more) => HELD.min(HELD_AT_LEAST + more),
         None => HELD_AT_LEAST.min(left),
     };
     let is_ample = left >= in_jobs + held;
-    let wanted = jobs_need + 4 * u64::from(jobs) + each * (held + in_jobs);
+    let wanted = jobs_need + each * (held + in_jobs);
     if wanted.min(hard) > soft {
         setrlimit(limit, wanted.min(hard), hard)
             .map_err(system("raise the limit of open files"))?;
