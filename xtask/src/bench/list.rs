@@ -88,11 +88,7 @@ const KEYS: [&str; 10] = [
 ];
 
 fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    let numbers: Vec<_> = samples
-        .iter()
-        .filter_map(|sample| derived(sample, key))
-        .collect();
-    Summary::of(&numbers)
+    Summary::of_each(samples, |sample| derived(sample, key))
 }
 
 fn summary(record: &Record<String>) -> Value {

@@ -126,8 +126,7 @@ fn derived(sample: &Value, key: &str) -> Option<f64> {
 }
 
 fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    let numbers: Vec<_> = samples.iter().filter_map(|it| derived(it, key)).collect();
-    Summary::of(&numbers)
+    Summary::of_each(samples, |sample| derived(sample, key))
 }
 
 fn summary(record: &Record<String>) -> Value {

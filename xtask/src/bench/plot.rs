@@ -138,28 +138,47 @@ pub(crate) fn passes(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
                 .iter()
                 .map(|(number, speed)| (f64::from(*number), *speed))
                 .collect();
-            chart
-                .draw_series(LineSeries::new(
-                    points.iter().copied(),
-                    color.stroke_width(2),
-                ))?
-                .label(&line.title)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
-                });
-            chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, color.filled())))?;
+            dotted(&mut chart, &line.title, &points, *color)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .background_style(WHITE)
-            .border_style(FAINT)
-            .label_font((FONT, 13))
-            .draw()?;
+        legend(&mut chart, 13)?;
         root.present()?;
         Ok(())
     };
     draw().map_err(|error| failed(path, &error))
+}
+
+/// A chart whose axes have numbers.
+type Numbers<'a, 'b, X, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>;
+
+/// Draws a line with a dot at each of its points.
+fn dotted<X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
+    chart: &mut Numbers<'_, '_, X, Y>,
+    title: &str,
+    points: &[(f64, f64)],
+    color: RGBColor,
+) -> Drawn {
+    let points = points.iter().copied();
+    chart
+        .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?
+        .label(title)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+    chart.draw_series(points.map(|at| Circle::new(at, 4, color.filled())))?;
+    Ok(())
+}
+
+/// Says which line is which.
+fn legend<'b, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
+    chart: &mut Numbers<'b, 'b, X, Y>,
+    size: u32,
+) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE)
+        .border_style(FAINT)
+        .label_font((FONT, size))
+        .draw()?;
+    Ok(())
 }
 
 /// What share of reads hit, by the MiB that were read ahead.
@@ -222,13 +241,7 @@ pub(crate) fn shares(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
                         PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
                     });
             }
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::LowerRight)
-                .background_style(WHITE)
-                .border_style(FAINT)
-                .label_font((FONT, 12))
-                .draw()?;
+            legend(&mut chart, 12)?;
         }
         root.present()?;
         Ok(())
@@ -286,22 +299,9 @@ pub(crate) fn growth(
             .label_style((FONT, 13, &GREY))
             .draw()?;
         for (line, color) in lines.iter().zip(COLORS.iter().cycle()) {
-            let points = line.points.iter().copied();
-            chart
-                .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?
-                .label(line.title)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2))
-                });
-            chart.draw_series(points.map(|at| Circle::new(at, 4, color.filled())))?;
+            dotted(&mut chart, line.title, &line.points, *color)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .background_style(WHITE)
-            .border_style(FAINT)
-            .label_font((FONT, 13))
-            .draw()?;
+        legend(&mut chart, 13)?;
         root.present()?;
         Ok(())
     };

@@ -87,16 +87,26 @@ fn on_this_host(workspace: &Workspace, args: &Args, program: &Path) -> Result<()
             arms.push((format!("{shape} {arm}"), options));
         }
     }
-    let kind = Kind {
-        name: "prefetch",
+    let kind = kind("prefetch", arms, size, files);
+    args.options.run(workspace, program, &kind)
+}
+
+/// The experiment with files of so many MiB, or so many small ones.
+fn kind(
+    name: &'static str,
+    arms: Vec<(String, Vec<String>)>,
+    size: u64,
+    files: u64,
+) -> Kind<'static> {
+    Kind {
+        name,
         arms,
         scale: json!({ "file_bytes": size << 20, "files": files }),
         line,
         summary,
         table,
         draw: &draw,
-    };
-    args.options.run(workspace, program, &kind)
+    }
 }
 
 /// What the program wants to know of the files below a directory.
@@ -141,15 +151,7 @@ fn over_nfs(workspace: &Workspace, args: &Args, program: &Path) -> Result<()> {
         own["guest_kernel"] = json!(kernel);
         own
     };
-    let kind = Kind {
-        name: "prefetch-nfs",
-        arms,
-        scale: json!({ "file_bytes": size << 20, "files": files }),
-        line,
-        summary,
-        table,
-        draw: &draw,
-    };
+    let kind = kind("prefetch-nfs", arms, size, files);
     args.options
         .run_anywhere(workspace, describe, &kind, |args| {
             let (delay, args) = args.split_first().context("no delay")?;
@@ -200,8 +202,7 @@ const KEYS: [&str; 5] = [
 ];
 
 fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    let numbers: Vec<_> = samples.iter().filter_map(|it| derived(it, key)).collect();
-    Summary::of(&numbers)
+    Summary::of_each(samples, |sample| derived(sample, key))
 }
 
 fn median(samples: &[Value], key: &str) -> f64 {

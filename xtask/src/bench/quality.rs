@@ -144,8 +144,7 @@ fn to_full(samples: &[Value]) -> Vec<f64> {
 
 /// The median part of the time that windows observe.
 fn observed(samples: &[Value]) -> Option<f64> {
-    let shares = samples.iter().filter_map(|it| it["observed"].as_f64());
-    Summary::of(&shares.collect::<Vec<_>>()).map(|summary| summary.median)
+    Summary::of_each(samples, |it| it["observed"].as_f64()).map(|summary| summary.median)
 }
 
 /// Our hits in proportion to those of the best other policy, at each budget.

@@ -182,8 +182,7 @@ const KEYS: [&str; 16] = [
 ];
 
 fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    let numbers: Vec<_> = samples.iter().filter_map(|it| derived(it, key)).collect();
-    Summary::of(&numbers)
+    Summary::of_each(samples, |sample| derived(sample, key))
 }
 
 fn median(samples: &[Value], key: &str) -> f64 {

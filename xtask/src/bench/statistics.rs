@@ -25,6 +25,11 @@ impl Summary {
             max: *sorted.last()?,
         })
     }
+
+    /// Of those of the samples that have the number.
+    pub(crate) fn of_each<S>(samples: &[S], number: impl FnMut(&S) -> Option<f64>) -> Option<Self> {
+        Self::of(&samples.iter().filter_map(number).collect::<Vec<_>>())
+    }
 }
 
 fn median(sorted: &[f64]) -> Option<f64> {
