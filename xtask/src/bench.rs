@@ -102,9 +102,6 @@ pub(crate) fn run(workspace: &Workspace, args: Args) -> Result<()> {
     }
 }
 
-/// So many times in an experiment hosts that fell down are set up anew.
-const MAX_FALLEN: u32 = 5;
-
 /// What is particular to an experiment.
 struct Kind {
     name: &'static str,
@@ -131,8 +128,7 @@ impl Figure {
         };
         let arms = self.arms.as_deref().unwrap_or(kind.arms);
         let program = build_all(workspace)?;
-        let mut stage = Stage::set(self.scale.clone(), &program)?;
-        let mut fallen = 0;
+        let stage = Stage::set(self.scale, &program)?;
         let name = format!("{}-{}", kind.name, self.workload.name());
         let mut record = Record::begin(&name, stage.describe()?, stage.scale.to_json(), arms)?;
         if self.add {
@@ -141,28 +137,9 @@ impl Figure {
         println!("{name}: {}", record.setting());
         for run in 1..=self.runs {
             for arm in arms {
-                let trial = loop {
-                    let enough = (kind.enough)(&stage.scale);
-                    let error = match trial::run(&stage, self.workload, *arm, enough, |_, _| {}) {
-                        Ok(trial) => break trial,
-                        Err(error) => {
-                            error.context(format!("failed in run {run} of {}", arm.key()))
-                        }
-                    };
-                    match stage.fault() {
-                        // Without KVM, a guest's kernel now and then executes
-                        // half of an instruction that it has just patched.
-                        Some(fault) if fallen < MAX_FALLEN => {
-                            println!(
-                                "run {run:>2}  {error:#}\n{fault:#}\nOnce more, with new hosts."
-                            );
-                            fallen += 1;
-                            drop(stage);
-                            stage = Stage::set(self.scale.clone(), &program)?;
-                        }
-                        _ => return Err(error),
-                    }
-                };
+                let enough = (kind.enough)(&stage.scale);
+                let trial = trial::run(&stage, self.workload, *arm, enough, |_, _| {})
+                    .with_context(|| format!("failed in run {run} of {}", arm.key()))?;
                 let sample = (kind.sample)(&trial, &stage.scale)?;
                 println!("run {run:>2}  {:<26} {}", arm.title(), (kind.line)(&sample));
                 record.push(*arm, sample);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::vm::guest::Lab;
+use crate::vm::guest::{Lab, Threads};
 use crate::vm::kernel::Kernel;
 use crate::vm::programs;
 use crate::workspace::Workspace;
@@ -175,7 +175,13 @@ fn try_out(
     let tree = lab.tree(&subject.release)?;
     furnish(workspace, &tree, subject, kit, rounds)?;
     let limit = LIMIT + ROUND * rounds;
-    let outcome = lab.run(&subject.release, &subject.kernel, &tree, limit)?;
+    let threads = if plan::attaches(&subject.plan) {
+        Threads::Single
+    } else {
+        Threads::Multi
+    };
+    let name = &subject.release;
+    let outcome = lab.run(name, &subject.kernel, &tree, threads, limit)?;
     let report = Report::parse(&outcome.report);
     let demand = Demand {
         expectation: &subject.expectation,

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check and test, in order, until one fails.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -130,16 +131,15 @@ fn clippy_ebpf(workspace: &Workspace) -> Result<()> {
 }
 
 fn unit_tests(workspace: &Workspace) -> Result<()> {
-    command::run(workspace.cargo().args(["test", "--quiet"]))
+    command::run(cargo_test(workspace).arg("--quiet"))
 }
 
 /// One test at a time, for they share the kernel, its page cache and its
 /// programs.
 fn kernel_tests(workspace: &Workspace) -> Result<()> {
     command::run(
-        workspace
-            .cargo()
-            .args(["test", "--package", "migrator-tests"])
+        cargo_test(workspace)
+            .args(["--package", "migrator-tests"])
             .args(["--", "--test-threads=1"])
             .env("MIGRATOR_BIN", workspace.dist().join("migrator")),
     )
@@ -148,11 +148,18 @@ fn kernel_tests(workspace: &Workspace) -> Result<()> {
 /// One file of the tests that bring up the test hosts.
 fn host_tests(workspace: &Workspace, name: &str) -> Result<()> {
     command::run(
-        workspace
-            .cargo()
-            .args(["test", "--package", "migrator-tests", "--test", name])
+        cargo_test(workspace)
+            .args(["--package", "migrator-tests", "--test", name])
             .args(["--", "--ignored", "--nocapture", "--test-threads=1"]),
     )
+}
+
+/// Where `RUST_BACKTRACE` is set, an error's words would be followed by a
+/// screen of frames that all lie in the harness; panics keep theirs.
+fn cargo_test(workspace: &Workspace) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo.arg("test").env("RUST_LIB_BACKTRACE", "0");
+    cargo
 }
 
 fn summarize(times: &[(&str, bool, Duration)]) {

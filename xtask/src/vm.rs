@@ -30,7 +30,7 @@ use crate::workspace::Workspace;
 use crate::{build, command, packages};
 use kernel::Kernel;
 pub(crate) use kernel::suite;
-use machine::{Accelerator, Disk, Machine, Plan};
+use machine::{Accelerator, Disk, Machine, Plan, Threads};
 use network::{DESTINATION, SOURCE, STORAGE, Seat};
 
 /// Where the clients mount what the storage serves.
@@ -220,6 +220,7 @@ impl Parts {
             disks: &self.disks,
             devices: &cards,
             processors: if seat.name == STORAGE.name { 1 } else { 2 },
+            threads: Threads::Single,
             memory: self.memory,
             accelerator: self.accelerator,
         })

@@ -179,11 +179,6 @@ impl Stage {
         Ok(())
     }
 
-    /// What is wrong with a host, if something is.
-    pub(crate) fn fault(&self) -> Option<anyhow::Error> {
-        self.hosts.all().iter().find_map(|host| host.check().err())
-    }
-
     /// The machine and the guests, for the raw runs.
     ///
     /// # Errors

@@ -115,6 +115,20 @@ pub(crate) fn tests(plan: &[Step]) -> Vec<&'static str> {
     tests.collect()
 }
 
+/// Whether a plan attaches programs again and again, which patches the
+/// kernel's code while it runs.
+pub(crate) fn attaches(plan: &[Step]) -> bool {
+    plan.iter().any(|step| {
+        matches!(
+            step,
+            Step::Suite {
+                source: Some(Source::Ebpf),
+                ..
+            }
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::expectation;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
+pub(crate) use super::machine::Threads;
 use super::machine::{Accelerator, Disk, Machine, Plan};
 use super::{image, lock};
 use crate::packages;
@@ -95,6 +96,7 @@ impl Lab {
         name: &str,
         kernel: &Kernel,
         tree: &Path,
+        threads: Threads,
         limit: Duration,
     ) -> Result<Outcome> {
         let directory = self.directory.join(name);
@@ -129,6 +131,7 @@ impl Lab {
             disks: &disks,
             devices: &port.map(str::to_owned),
             processors: PROCESSORS,
+            threads,
             memory: MEMORY,
             accelerator,
         })?;
