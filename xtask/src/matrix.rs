@@ -15,7 +15,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::vm::guest::{Lab, Threads};
+use crate::vm::Threads;
+use crate::vm::guest::Lab;
 use crate::vm::kernel::Kernel;
 use crate::vm::programs;
 use crate::workspace::Workspace;

@@ -24,13 +24,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use host::Host;
+pub use machine::Threads;
 pub use network::Link;
 
 use crate::workspace::Workspace;
 use crate::{build, command, packages};
 use kernel::Kernel;
 pub(crate) use kernel::suite;
-use machine::{Accelerator, Disk, Machine, Plan, Threads};
+use machine::{Accelerator, Disk, Machine, Plan};
 use network::{DESTINATION, SOURCE, STORAGE, Seat};
 
 /// Where the clients mount what the storage serves.
@@ -55,6 +56,9 @@ pub struct Options {
     /// The network between them.
     #[command(flatten)]
     pub link: Link,
+    /// How the clients' processors are translated, where they are.
+    #[arg(skip = Threads::Single)]
+    pub threads: Threads,
 }
 
 impl Default for Options {
@@ -63,6 +67,7 @@ impl Default for Options {
             kernel: "6.12".into(),
             memory: 1280,
             link: Link::default(),
+            threads: Threads::Single,
         }
     }
 }
@@ -176,6 +181,7 @@ struct Parts {
     initrd: PathBuf,
     disks: [Disk; 3],
     memory: u32,
+    threads: Threads,
     accelerator: Accelerator,
 }
 
@@ -197,6 +203,7 @@ impl Parts {
                 .map(|(image, writable)| Disk { image, writable }),
             kernel: kernel.image(),
             memory: options.memory,
+            threads: options.threads,
             directory,
             initrd,
             accelerator,
@@ -220,7 +227,7 @@ impl Parts {
             disks: &self.disks,
             devices: &cards,
             processors: if seat.name == STORAGE.name { 1 } else { 2 },
-            threads: Threads::Single,
+            threads: self.threads,
             memory: self.memory,
             accelerator: self.accelerator,
         })

@@ -11,7 +11,7 @@ use super::host::{self, Kind, Options};
 use super::plot::{self, Row};
 use super::record::Record;
 use super::statistics::Summary;
-use crate::vm::{self, Hosts, Link, SHARED};
+use crate::vm::{self, Hosts, Link, SHARED, Threads};
 use crate::workspace::Workspace;
 use crate::{build, packages};
 
@@ -126,7 +126,11 @@ const WARM: &str = "/usr/local/bin/warm";
 
 fn over_nfs(workspace: &Workspace, args: &Args, program: &Path) -> Result<()> {
     let (size, files) = (args.size.unwrap_or(64), args.files.unwrap_or(500));
-    let hosts = Hosts::start(&vm::Options::default())?;
+    // Nothing attaches, and readers are to run beside each other.
+    let hosts = Hosts::start(&vm::Options {
+        threads: Threads::Multi,
+        ..vm::Options::default()
+    })?;
     for host in [&hosts.storage, &hosts.destination] {
         host.put(program, WARM)?;
     }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
-pub(crate) use super::machine::Threads;
-use super::machine::{Accelerator, Disk, Machine, Plan};
+use super::machine::{Accelerator, Disk, Machine, Plan, Threads};
 use super::{image, lock};
 use crate::packages;
 use crate::workspace::Workspace;

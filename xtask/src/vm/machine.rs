@@ -104,7 +104,7 @@ impl Accelerator {
 /// by an eBPF program that is attached, Linux 6.12 dies of `Oops: int3`, within
 /// seconds at the worst, once in a hundred migrations at the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
+pub enum Threads {
     /// One, in which they take turns.
     Single,
     /// One each, for what has to meet its races and patches nothing.
