@@ -10,11 +10,14 @@
 //! every container, and mark pages as used as the program's own reads will.
 
 mod drain;
+mod examine;
+mod limit;
 mod memory;
 mod open;
 mod pace;
 mod pin;
 mod read;
+mod readers;
 mod report;
 mod session;
 mod tally;

@@ -142,6 +142,12 @@ impl Shared {
         }
     }
 
+    /// Why nothing more is to be read, if that is so.
+    pub(super) fn stopped(&self) -> Option<Reason> {
+        let stop = self.stop.load(Relaxed);
+        stop.then_some(Reason::Interrupted)
+    }
+
     /// Counts pages of a target as skipped.
     pub(super) fn skip(&self, target: &Target, reason: Reason, pages: u64, detail: &str) {
         let path: &PathBuf = &target.identity.path;

@@ -1,0 +1,160 @@
+//! Looks at the files of a list before anything is read: which are the ones meant, and
+//! which of their pages are missing.
+
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use super::Reason;
+use super::memory::Memory;
+use super::open::{OpenFile, Refusal};
+use super::read::{Shared, Target};
+use super::session::LOOK;
+use super::tally::Blame;
+use crate::pagelist::HotFile;
+use crate::plan::{self, Extent, Shape};
+use crate::residency::{self, Residency};
+
+/// So many threads at most look at files.
+pub(super) const LOOKERS: usize = 32;
+
+/// What has so many bytes to be read at most is small.
+const SMALL: u32 = 128 << 10;
+
+/// Files that are to be looked at.
+struct Looking<I> {
+    files: I,
+    memory_looked_at: Instant,
+    /// Whether small ones may be on their way at once.
+    advise: bool,
+}
+
+impl<I: Iterator<Item = (usize, HotFile)>> Looking<I> {
+    /// The next one, its number, and whether it may be.
+    fn next(&mut self) -> Option<(usize, HotFile, bool)> {
+        if self.advise && self.memory_looked_at.elapsed() >= LOOK {
+            self.memory_looked_at = Instant::now();
+            self.advise = !Memory::read(Path::new("/")).is_some_and(Memory::is_short);
+        }
+        let (number, file) = self.files.next()?;
+        Some((number, file, self.advise))
+    }
+}
+
+/// How to look at files.
+pub(super) struct Examination<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) shape: Shape,
+    /// So many at a time.
+    pub(super) at_a_time: usize,
+    /// Files stay open.
+    pub(super) hold: bool,
+    /// The pages of small ones may be on their way from then on.
+    pub(super) advise: bool,
+    /// Why nothing is looked at.
+    pub(super) halted: Option<Reason>,
+}
+
+/// A file that was looked at and found good.
+pub(super) struct Examined {
+    number: usize,
+    pub(super) target: Arc<Target>,
+    pub(super) extents: Vec<Extent>,
+    /// Where the file stays open until it is read.
+    pub(super) held: Option<Arc<OpenFile>>,
+    /// The kernel has been told of its pages.
+    pub(super) is_advised: bool,
+}
+
+impl Examination<'_> {
+    /// Looks at files, several at a time: on a network file system each takes
+    /// round trips. Gives those found good in the order of the list.
+    pub(super) fn of(&self, files: Vec<HotFile>) -> Vec<Examined> {
+        let threads = files.len().min(LOOKERS).min(self.at_a_time);
+        let files = Mutex::new(Looking {
+            files: files.into_iter().enumerate(),
+            memory_looked_at: Instant::now(),
+            advise: self.advise,
+        });
+        let found = Mutex::new(Vec::new());
+        let next = || lock(&files).next();
+        let look_at_some = || {
+            while let Some((number, file, advise)) = next() {
+                if let Some(examined) = self.of_one(number, file, advise) {
+                    lock(&found).push(examined);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Without the help of another thread this one does it all.
+                _ = thread::Builder::new().spawn_scoped(scope, look_at_some);
+            }
+            look_at_some();
+        });
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_unstable_by_key(|examined| examined.number);
+        found
+    }
+
+    fn of_one(&self, number: usize, file: HotFile, advise: bool) -> Option<Examined> {
+        let tally = &self.shared.tally;
+        let skip = |reason, detail: String| {
+            let pages = file.pages();
+            tally.asked.fetch_add(pages, Relaxed);
+            let path = &file.identity.path;
+            tally.skip(path, &Blame::default(), reason, pages, || detail);
+        };
+        if let Some(reason) = self.halted.or_else(|| self.shared.stopped()) {
+            skip(reason, reason.to_string());
+            return None;
+        }
+        let open = match self.shared.opener.open(&file.identity) {
+            Ok(open) => Arc::new(open),
+            Err(Refusal { reason, detail }) => {
+                skip(reason, detail);
+                return None;
+            }
+        };
+        let size = file.identity.size;
+        let asked = plan::pages(size, &file.runs, self.shape.page_size);
+        // Where the answer fails, it is as if it was not permitted: the pages
+        // are read, and those that are resident are found in the cache.
+        let resident = match residency::resident(&open.first, &asked) {
+            Ok(Residency::Known(resident)) => resident,
+            Ok(Residency::Unknown) | Err(_) => {
+                tally.residency_unknown_files.fetch_add(1, Relaxed);
+                Vec::new()
+            }
+        };
+        let plan = plan::extents(0, size, &file.runs, &resident, self.shape);
+        tally.asked.fetch_add(plan.asked, Relaxed);
+        tally.resident.fetch_add(plan.resident, Relaxed);
+        let target = Arc::new(Target::new(file.identity, &open));
+        if plan.beyond_end > 0 {
+            let detail = format!("beyond the end of the file: its size is {size}");
+            self.shared
+                .skip(&target, Reason::BeyondEnd, plan.beyond_end, &detail);
+        }
+        let page_size = self.shape.page_size;
+        let is_advised = match plan.extents[..] {
+            [extent] if advise && extent.span <= u64::from(SMALL / page_size) => extent
+                .batches(size, page_size, SMALL)
+                .all(|batch| self.shared.advise(&open, batch)),
+            _ => false,
+        };
+        (!plan.extents.is_empty()).then_some(Examined {
+            number,
+            target,
+            extents: plan.extents,
+            held: self.hold.then_some(open),
+            is_advised,
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
