@@ -5,14 +5,13 @@ pub mod arm;
 pub mod shape;
 
 use std::fs::{self, File};
-use std::num::NonZeroUsize;
+use std::io::Read;
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use migrator::pagelist::{HotFile, PageIndexList};
 use migrator::residency::{self, Residency};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::PAGE_SIZE;
 
@@ -33,27 +32,19 @@ pub fn cool(list: &PageIndexList) -> Result<()> {
     Ok(())
 }
 
-/// Uses as much memory as the files can take, and gives it back. In a virtual machine
-/// the host takes back what has not been used for a while, and gives it again when it
-/// is used: the next trial that comes along would pay for it, whichever that is.
+/// Reads all of the files. In a virtual machine the host takes back memory that has not
+/// been used for a while, and what it has of the disk in its own cache; the next trial
+/// that comes along would pay for that, whichever it is.
 ///
 /// # Errors
-/// When there is no such memory.
-pub fn use_memory(list: &PageIndexList) -> Result<()> {
-    let bytes: u64 = list.files.iter().map(|file| file.identity.size).sum();
-    let bytes = usize::try_from(bytes + bytes / 4).ok();
-    let bytes = bytes
-        .and_then(NonZeroUsize::new)
-        .context("no file, or too many")?;
-    let (protection, flags) = (
-        ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-        MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE,
-    );
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let start = unsafe { mmap_anonymous(None, bytes, protection, flags) }
-        .context("failed to use memory")?;
-    // SAFETY: the mapping made above, which nothing refers to.
-    unsafe { munmap(start, bytes.get()) }.context("failed to give memory back")
+/// When one can't be read.
+pub fn read(list: &PageIndexList) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    for file in &list.files {
+        let mut open = open(file)?;
+        while open.read(&mut buffer).context("failed to read")? > 0 {}
+    }
+    Ok(())
 }
 
 /// How many of the pages that the list names are in the cache.

@@ -12,7 +12,7 @@ use migrator::pagelist::PageIndexList;
 use migrator_tests::PAGE_SIZE;
 use migrator_tests::warm::arm::{self, Arm};
 use migrator_tests::warm::shape::Shape;
-use migrator_tests::warm::{asked_and_resident, cool, resident, use_memory};
+use migrator_tests::warm::{asked_and_resident, cool, read, resident};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::{Value, json};
@@ -81,9 +81,9 @@ impl Trial {
     fn run(&self) -> Result<Value> {
         let place = tempfile::tempdir().context("failed to create a directory")?;
         let list = self.files.list()?;
+        read(&list)?;
         cool(&list)?;
         let mut ready = self.arm.prepare(&list, &self.migrator, place.path())?;
-        use_memory(&list)?;
         let before = cpu_seconds()?;
         let start = Instant::now();
         let said = ready.run()?;
