@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
@@ -83,6 +84,17 @@ impl Target {
             blame: Blame::default(),
             failed: OnceLock::new(),
             open: Mutex::new(Arc::downgrade(open)),
+        }
+    }
+
+    /// How many bytes are asked for at once where a file is read on and on. No more than
+    /// the kernel's own reading ahead does at once, or the kernel would take it for one
+    /// large request without a successor. Over a network it reads ahead little, but
+    /// follows larger requests.
+    fn piece(&self) -> u32 {
+        match self.is_remote {
+            true => BATCH,
+            false => PIECE as u32,
         }
     }
 
@@ -169,6 +181,10 @@ const REST: Duration = Duration::from_millis(5);
 /// bytes are those of one large batch at most.
 pub(super) const TOGETHER: usize = 64;
 
+/// The same where each part is of another file on another host, which takes a round
+/// trip to close.
+const CLOSED: usize = 8;
+
 /// What is as small as this is copied: that is one system call and not two.
 const COPIED: usize = 16 << 10;
 
@@ -183,13 +199,15 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
         current: None,
         stream: None,
     };
-    for job in jobs {
+    for mut job in jobs {
         reader.advise(&job);
-        for part in &job.parts {
-            for batch in reads(part.batch, job.streams, page_size) {
-                reader.run(&job, part, batch);
+        for part in mem::take(&mut job.parts) {
+            let piece = job.streams.then(|| part.target.piece().max(page_size));
+            for batch in reads(part.batch, piece, page_size) {
+                reader.run(&job, &part, batch);
                 shared.progress.add_done(u64::from(batch.len));
             }
+            // Its file is closed with it, if nobody else has it open.
         }
     }
 }
@@ -203,9 +221,13 @@ impl Job {
                 .parts
                 .last()
                 .is_some_and(|last| Arc::ptr_eq(&last.target, &part.target));
+        let most = match part.target.is_remote && part.open.is_some() {
+            true => CLOSED,
+            false => TOGETHER,
+        };
         is_near
             && !self.streams
-            && self.parts.len() < TOGETHER
+            && self.parts.len() < most
             && self.bytes() + u64::from(part.batch.len) <= u64::from(BATCH)
     }
 
@@ -216,24 +238,19 @@ impl Job {
     }
 }
 
-/// What is read of a batch with one system call. One that streams asks for no more
-/// than the kernel's own reading ahead does at once, or the kernel would take it for
-/// one large request without a successor.
-fn reads(whole: Batch, streams: bool, page_size: u32) -> impl Iterator<Item = Batch> {
-    let most = match streams {
-        true => (PIECE as u32).max(page_size),
-        false => whole.len.max(1),
-    };
+/// What is read of a batch with one system call: all of it, or so many bytes.
+fn reads(whole: Batch, piece: Option<u32>, page_size: u32) -> impl Iterator<Item = Batch> {
+    let most = piece.unwrap_or(whole.len.max(1));
     (0..whole.len.div_ceil(most)).map(move |number| {
         let from = number * most;
         let len = most.min(whole.len - from);
-        match streams {
-            true => Batch {
+        match piece {
+            Some(_) => Batch {
                 offset: whole.offset + u64::from(from),
                 len,
                 pages: len.div_ceil(page_size),
             },
-            false => whole,
+            None => whole,
         }
     })
 }
@@ -453,13 +470,13 @@ mod tests {
 
     #[test]
     fn what_streams_is_read_piece_by_piece() {
-        let parts = |streams, len| -> Vec<_> {
+        let parts = |streams: bool, len| -> Vec<_> {
             let batch = Batch {
                 offset: u64::from(PAGE),
                 len,
                 pages: len.div_ceil(PAGE),
             };
-            reads(batch, streams, PAGE)
+            reads(batch, streams.then_some(PIECE as u32), PAGE)
                 .map(|it| (it.offset, it.len, it.pages))
                 .collect()
         };
@@ -472,6 +489,37 @@ mod tests {
         ];
         assert_eq!(parts(true, len), expected);
         assert_eq!(parts(false, len), [(u64::from(PAGE), len, 65)]);
+    }
+
+    #[test]
+    fn few_files_that_are_slow_to_close_are_in_one_job() {
+        let (near, open) = target(true);
+        let part = |is_remote| {
+            let mut target = Target::new(near.identity.clone(), &open);
+            target.is_remote = is_remote;
+            Part {
+                target: Arc::new(target),
+                open: Some(Arc::clone(&open)),
+                is_advised: true,
+                batch: Batch {
+                    offset: 0,
+                    len: PAGE,
+                    pages: 1,
+                },
+            }
+        };
+        for (is_remote, most) in [(false, TOGETHER), (true, CLOSED)] {
+            let mut job = Job {
+                parts: Vec::new(),
+                heat: 1,
+                resident: false,
+                streams: false,
+            };
+            while job.takes(&part(is_remote)) {
+                job.parts.push(part(is_remote));
+            }
+            assert_eq!(job.parts.len(), most, "{is_remote}");
+        }
     }
 
     #[test]

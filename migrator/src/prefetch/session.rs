@@ -184,10 +184,21 @@ impl Session {
             let span: u64 = kept.iter().map(|extent| extent.span).sum();
             let bytes = span.saturating_mul(u64::from(page_size));
             self.shared.progress.add_planned(bytes);
+            // How many extents of each file are left.
+            let mut left = vec![0_u32; examined.len()];
+            for extent in &kept {
+                left[extent.file as usize] += 1;
+            }
             let mut waiting = None;
             for extent in &kept {
-                let file = &examined[extent.file as usize];
-                self.hand_out(file, extent, &mut waiting);
+                let number = extent.file as usize;
+                self.hand_out(&examined[number], extent, &mut waiting);
+                left[number] -= 1;
+                if left[number] == 0 && self.held.in_jobs {
+                    // Its readers close it, many files at a time: over a network each
+                    // takes a round trip.
+                    examined[number].held = None;
+                }
             }
             if let Some(job) = waiting {
                 self.send(job);
