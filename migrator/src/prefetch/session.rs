@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
 
-use super::examine::{Examination, Examined};
+use super::examine::{self, Examination, Examined};
 use super::limit::{Held, allow_open_files, make_room};
 use super::memory::Memory;
 use super::open::Opener;
@@ -204,6 +204,7 @@ impl Session {
                 self.send(job);
             }
         }
+        examine::close(examined);
     }
 
     /// Waits until all is read, and reports.
