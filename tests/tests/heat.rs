@@ -26,6 +26,12 @@ fn set_pages() -> usize {
     scaled(3000) as usize
 }
 
+/// tar reads 10 KiB at a time, so that two requests share every fifth page. Before Linux
+/// 5.12 each CPU has an access map of its own, and such a page counts as used again
+/// where tar, which waits for a pipe, went to another CPU between the two: 48 of 4096
+/// pages on 5.10. All that are shared would be 819.
+const SHARED: u64 = 20;
+
 /// A scan of `file`, which may write to `copy`.
 fn scans(file: &Path, copy: &Path) -> Vec<(&'static str, Step)> {
     let (from, to) = (file.display(), copy.display());
@@ -42,6 +48,10 @@ fn scans(file: &Path, copy: &Path) -> Vec<(&'static str, Step)> {
             shell(format!("dd if={from} of={to} bs=512 2> /dev/null")),
         ),
         ("tar", shell(format!("tar -cPf - {from} | cat > {to}"))),
+        (
+            "tar on one CPU",
+            shell(format!("taskset -c 0 tar -cPf - {from} | cat > {to}")),
+        ),
         (
             "reads of 10 KiB",
             Step::In(Place::Child, vec![Step::sequential(file, 10_240)]),
@@ -90,8 +100,9 @@ fn min_heat_keeps_the_set_and_none_of_the_scan() {
         for (what, path) in [("scanned", &scan), ("written", &copy)] {
             let pages = tracked.pages(path).len();
             println!("{name}: {pages} pages {what} are on the list");
+            let share = if name == "tar" { SHARED } else { 100 };
             assert!(
-                pages as u64 <= scan_pages() / 100,
+                pages as u64 <= scan_pages() / share,
                 "{name}: {pages} pages {what}"
             );
         }
