@@ -25,8 +25,8 @@ mod tally;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pagelist::{Heat, PageIndexList};
 use crate::pathmap::Mapping;
@@ -166,4 +166,9 @@ pub fn prefetch(list: PageIndexList, options: Options) -> Result<Report, StartEr
     let mut session = Session::start_for(list.page_size, options, list.files.len())?;
     session.add(list.files);
     Ok(session.finish())
+}
+
+/// Where a thread has panicked with the lock, others go on all the same.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@ pub mod arm;
 pub mod shape;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io;
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -39,10 +39,10 @@ pub fn cool(list: &PageIndexList) -> Result<()> {
 /// # Errors
 /// When one can't be read.
 pub fn read(list: &PageIndexList) -> Result<()> {
-    let mut buffer = vec![0; 1 << 20];
     for file in &list.files {
-        let mut open = open(file)?;
-        while open.read(&mut buffer).context("failed to read")? > 0 {}
+        let path = &file.identity.path;
+        io::copy(&mut open(file)?, &mut io::sink())
+            .with_context(|| format!("failed to read {}", path.display()))?;
     }
     Ok(())
 }

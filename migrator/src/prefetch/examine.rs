@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use super::Reason;
 use super::memory::Memory;
 use super::open::{OpenFile, Refusal};
 use super::read::{Shared, Target};
 use super::session::LOOK;
 use super::tally::Blame;
+use super::{Reason, lock};
 use crate::pagelist::HotFile;
 use crate::plan::{self, Extent, Shape};
 use crate::residency::{self, Residency};
@@ -172,8 +172,4 @@ pub(super) fn close(files: Vec<Examined>) {
         }
         close_some();
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

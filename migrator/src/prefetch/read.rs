@@ -7,7 +7,7 @@ use std::mem;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::open::{OpenFile, Opener, Refusal};
 use super::pin::Cpus;
 use super::report::Reason;
 use super::tally::{Blame, Tally};
-use super::{ACTIVATE, Progress};
+use super::{ACTIVATE, Progress, lock};
 use crate::pagelist::{FileIdentity, Heat};
 use crate::plan::{BATCH, Batch};
 
@@ -101,7 +101,7 @@ impl Target {
     /// The open file, opened again if nobody has it open. Waits for others
     /// that are opening it.
     fn open(&self, opener: &Opener) -> Result<Arc<OpenFile>, Refusal> {
-        let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.open);
         if let Some(open) = slot.upgrade() {
             return Ok(open);
         }
@@ -468,6 +468,29 @@ mod tests {
         (Arc::new(Target::new(identity, &open)), open)
     }
 
+    /// A page that nobody has been told of, of a file that is not open.
+    fn page_of(target: &Arc<Target>, page: u64) -> Part {
+        Part {
+            target: Arc::clone(target),
+            open: None,
+            is_advised: false,
+            batch: Batch {
+                offset: page * u64::from(PAGE),
+                len: PAGE,
+                pages: 1,
+            },
+        }
+    }
+
+    fn job(parts: Vec<Part>) -> Job {
+        Job {
+            parts,
+            heat: 1,
+            resident: false,
+            streams: false,
+        }
+    }
+
     #[test]
     fn what_streams_is_read_piece_by_piece() {
         let parts = |streams: bool, len| -> Vec<_> {
@@ -498,23 +521,12 @@ mod tests {
             let mut target = Target::new(near.identity.clone(), &open);
             target.is_remote = is_remote;
             Part {
-                target: Arc::new(target),
                 open: Some(Arc::clone(&open)),
-                is_advised: true,
-                batch: Batch {
-                    offset: 0,
-                    len: PAGE,
-                    pages: 1,
-                },
+                ..page_of(&Arc::new(target), 0)
             }
         };
         for (is_remote, most) in [(false, TOGETHER), (true, CLOSED)] {
-            let mut job = Job {
-                parts: Vec::new(),
-                heat: 1,
-                resident: false,
-                streams: false,
-            };
+            let mut job = job(Vec::new());
             while job.takes(&part(is_remote)) {
                 job.parts.push(part(is_remote));
             }
@@ -536,21 +548,7 @@ mod tests {
             (&good, 2),
         ];
         for (target, page) in order {
-            let job = Job {
-                parts: vec![Part {
-                    target: Arc::clone(target),
-                    open: None,
-                    is_advised: false,
-                    batch: Batch {
-                        offset: page * u64::from(PAGE),
-                        len: PAGE,
-                        pages: 1,
-                    },
-                }],
-                heat: 1,
-                resident: false,
-                streams: false,
-            };
+            let job = job(vec![page_of(target, page)]);
             queue.send(job).expect("queue");
         }
         drop(queue);

@@ -239,7 +239,6 @@ impl Session {
             advise: hold
                 && !self.dry_run
                 && !self.is_one_by_one()
-                && self.halted.is_none()
                 && self.budget.is_none_or(|budget| pages <= budget),
             halted: self.halted,
         };

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::lock;
 use super::report::{FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile};
 
 /// The counters of one prefetch.
@@ -45,7 +46,7 @@ impl Tally {
     ) {
         let bit = 1 << reason as u16;
         let is_new = blame.0.fetch_or(bit, Relaxed) & bit == 0;
-        let mut skips = self.skips.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut skips = lock(&self.skips);
         let (all_pages, files) = skips.by_reason.entry(reason).or_default();
         *all_pages = all_pages.saturating_add(pages);
         *files += u64::from(is_new);
@@ -60,7 +61,7 @@ impl Tally {
 
     /// What has been counted so far.
     pub(super) fn report(&self, page_size: u32, elapsed: Duration, dry_run: bool) -> Report {
-        let skips = self.skips.lock().unwrap_or_else(PoisonError::into_inner);
+        let skips = lock(&self.skips);
         let mut by_reason = skips.by_reason.clone();
         let mut files = skips.files.clone();
         files.sort_unstable();
