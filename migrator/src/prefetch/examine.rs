@@ -1,13 +1,11 @@
 //! Looks at the files of a list before anything is read: which are the ones meant, and
 //! which of their pages are missing.
 
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
-use super::memory::Memory;
+use super::memory::MemoryWatch;
 use super::open::{OpenFile, Refusal};
 use super::read::{Shared, Target};
 use super::session::LOOK;
@@ -26,7 +24,7 @@ const SMALL: u32 = 128 << 10;
 /// Files that are to be looked at.
 struct Looking<I> {
     files: I,
-    memory_looked_at: Instant,
+    memory: MemoryWatch,
     /// Whether small ones may be on their way at once.
     advise: bool,
 }
@@ -34,10 +32,7 @@ struct Looking<I> {
 impl<I: Iterator<Item = (usize, HotFile)>> Looking<I> {
     /// The next one, its number, and whether it may be.
     fn next(&mut self) -> Option<(usize, HotFile, bool)> {
-        if self.advise && self.memory_looked_at.elapsed() >= LOOK {
-            self.memory_looked_at = Instant::now();
-            self.advise = !Memory::read(Path::new("/")).is_some_and(Memory::is_short);
-        }
+        self.advise = self.advise && !self.memory.finds_short(LOOK);
         let (number, file) = self.files.next()?;
         Some((number, file, self.advise))
     }
@@ -53,6 +48,7 @@ pub(super) struct Examination<'a> {
     pub(super) hold: bool,
     /// The pages of small ones may be on their way from then on.
     pub(super) advise: bool,
+    pub(super) memory: MemoryWatch,
     /// Why nothing is looked at.
     pub(super) halted: Option<Reason>,
 }
@@ -75,7 +71,7 @@ impl Examination<'_> {
         let threads = files.len().min(LOOKERS).min(self.at_a_time);
         let files = Mutex::new(Looking {
             files: files.into_iter().enumerate(),
-            memory_looked_at: Instant::now(),
+            memory: self.memory.clone(),
             advise: self.advise,
         });
         let found = Mutex::new(Vec::new());

@@ -1,7 +1,95 @@
 //! How much may be read before pages drive out each other.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Looks at the memory again and again while a prefetch is under way.
+#[derive(Debug, Clone)]
+pub(super) struct MemoryWatch {
+    /// `/` but in tests.
+    root: PathBuf,
+    /// The text of mountinfo: where cgroups are to be found stays as it is.
+    mounts: String,
+    looked_at: Instant,
+}
+
+impl MemoryWatch {
+    /// Begins to watch what /proc and the cgroup file systems below `root` say.
+    pub(super) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            mounts: read(&root.join("proc/self/mountinfo")).unwrap_or_default(),
+            looked_at: Instant::now(),
+        }
+    }
+
+    /// The memory there is.
+    ///
+    /// None if /proc/meminfo cannot be read or says nothing; a cgroup that
+    /// cannot be read is no limit.
+    pub(super) fn memory(&self) -> Option<Memory> {
+        let host = host(&read(&self.root.join("proc/meminfo")).ok()?)?;
+        let cgroups = self
+            .cgroups()
+            .into_iter()
+            .filter_map(|cgroup| limit(&cgroup));
+        cgroups
+            .filter(|memory| memory.total < host.total)
+            .chain([host])
+            .min_by_key(|memory| memory.available)
+    }
+
+    /// Whether programs are found to be in need of memory. Looks only if it has not
+    /// for so long.
+    pub(super) fn finds_short(&mut self, every: Duration) -> bool {
+        if self.looked_at.elapsed() < every {
+            return false;
+        }
+        self.looked_at = Instant::now();
+        self.memory().is_some_and(Memory::is_short)
+    }
+
+    /// The directories of the memory cgroups that this process is in now, up to the
+    /// root of each hierarchy.
+    fn cgroups(&self) -> Vec<(PathBuf, Names)> {
+        let own = read(&self.root.join("proc/self/cgroup")).unwrap_or_default();
+        let mut dirs = Vec::new();
+        // Each line is `id:controllers:path`; v2 has no controllers.
+        for line in own.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+                continue;
+            };
+            let is_v2 = controllers.is_empty();
+            if !is_v2 && !controllers.split(',').any(|name| name == "memory") {
+                continue;
+            }
+            let Some((mounted, at)) = mount(&self.mounts, is_v2) else {
+                continue;
+            };
+            let Ok(below) = Path::new(path).strip_prefix(mounted) else {
+                continue;
+            };
+            let at = self.root.join(at.trim_start_matches('/'));
+            dirs.extend(
+                below
+                    .ancestors()
+                    .map(|below| (at.join(below), if is_v2 { V2 } else { V1 })),
+            );
+        }
+        dirs
+    }
+}
+
+/// A file of the kernel's, which does not say how long it is, with two reads; the
+/// standard library begins with 32 bytes.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::with_capacity(16 << 10);
+    File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
 
 /// Memory of this host, or of a cgroup with a limit: the tightest that counts
 /// for this process.
@@ -14,22 +102,6 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// The memory there is, from /proc and the cgroup file systems below
-    /// `root` (`/` but in tests).
-    ///
-    /// None if /proc/meminfo cannot be read or says nothing; a cgroup that
-    /// cannot be read is no limit.
-    pub(super) fn read(root: &Path) -> Option<Self> {
-        let host = host(&fs::read_to_string(root.join("proc/meminfo")).ok()?)?;
-        let cgroups = cgroups(root)
-            .into_iter()
-            .filter_map(|cgroup| limit(&cgroup));
-        cgroups
-            .filter(|memory| memory.total < host.total)
-            .chain([host])
-            .min_by_key(|memory| memory.available)
-    }
-
     /// How many bytes to read at most. Without a budget three quarters of
     /// what is available, for the host's other cache is of use too; with one,
     /// as much as fits at all.
@@ -85,7 +157,7 @@ const V2: Names = Names {
 
 /// The limit of a cgroup, if it has one.
 fn limit((dir, names): &(PathBuf, Names)) -> Option<Memory> {
-    let text = |name: &str| fs::read_to_string(dir.join(name)).ok();
+    let text = |name: &str| read(&dir.join(name)).ok();
     // Without a limit, v2 says "max" and v1 a number larger than any host.
     let total: u64 = text(names.limit)?.trim().parse().ok()?;
     let usage: u64 = text(names.usage)?.trim().parse().ok()?;
@@ -100,38 +172,6 @@ fn limit((dir, names): &(PathBuf, Names)) -> Option<Memory> {
         total,
         available: total.saturating_sub(usage.saturating_sub(cache)),
     })
-}
-
-/// The directories of the memory cgroups that this process is in, up to the
-/// root of each hierarchy.
-fn cgroups(root: &Path) -> Vec<(PathBuf, Names)> {
-    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let (own, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
-    let mut dirs = Vec::new();
-    // Each line is `id:controllers:path`; v2 has no controllers.
-    for line in own.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let is_v2 = controllers.is_empty();
-        if !is_v2 && !controllers.split(',').any(|name| name == "memory") {
-            continue;
-        }
-        let Some((mounted, at)) = mount(&mounts, is_v2) else {
-            continue;
-        };
-        let Ok(below) = Path::new(path).strip_prefix(mounted) else {
-            continue;
-        };
-        let at = root.join(at.trim_start_matches('/'));
-        dirs.extend(
-            below
-                .ancestors()
-                .map(|below| (at.join(below), if is_v2 { V2 } else { V1 })),
-        );
-    }
-    dirs
 }
 
 /// Where the memory hierarchy is mounted: its directory that is at the mount
@@ -153,6 +193,8 @@ fn mount(mounts: &str, is_v2: bool) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const MEMINFO: &str = "\
@@ -175,7 +217,7 @@ MemAvailable:   20000000 kB
     #[test]
     fn the_host_alone() {
         let root = tree(&[("proc/meminfo", MEMINFO)]);
-        let memory = Memory::read(root.path()).expect("memory");
+        let memory = MemoryWatch::new(root.path()).memory().expect("memory");
         assert_eq!(memory.available, 20_000_000 << 10);
         assert_eq!(memory.room(false), 15_000_000 << 10);
         assert_eq!(memory.room(true), 20_000_000 << 10);
@@ -184,9 +226,9 @@ MemAvailable:   20000000 kB
 
     #[test]
     fn nothing_known() {
-        assert_eq!(Memory::read(tree(&[]).path()), None);
-        let old = tree(&[("proc/meminfo", "MemTotal: 5 kB\n")]);
-        assert_eq!(Memory::read(old.path()), None);
+        for files in [&[][..], &[("proc/meminfo", "MemTotal: 5 kB\n")]] {
+            assert_eq!(MemoryWatch::new(tree(files).path()).memory(), None);
+        }
     }
 
     #[test]
@@ -221,13 +263,15 @@ MemAvailable:   20000000 kB
             ),
             ("sys/fs/cgroup/memory/box/inner/memory.stat", "cache 5\n"),
         ]);
-        let memory = Memory::read(root.path()).expect("memory");
+        let memory = MemoryWatch::new(root.path()).memory().expect("memory");
         let expected = Memory {
             total: 1_000_000,
             available: 40_000,
         };
         assert_eq!(memory, expected);
-        assert!(memory.is_short());
+        let mut watch = MemoryWatch::new(root.path());
+        assert!(!watch.finds_short(Duration::MAX), "looks too often");
+        assert!(watch.finds_short(Duration::ZERO));
     }
 
     #[test]
@@ -249,7 +293,7 @@ MemAvailable:   20000000 kB
                 "inactive_file 100000\nactive_file 50000\n",
             ),
         ]);
-        let memory = Memory::read(root.path()).expect("memory");
+        let memory = MemoryWatch::new(root.path()).memory().expect("memory");
         assert_eq!(memory.total, 1_000_000);
         assert_eq!(memory.available, 850_000);
     }

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
 
 use super::examine::{self, Examination, Examined};
 use super::limit::{Held, allow_open_files, make_room};
-use super::memory::Memory;
+use super::memory::MemoryWatch;
 use super::open::Opener;
 use super::pace::Pace;
 use super::read::{Job, Part, Shared, Target};
@@ -41,7 +41,7 @@ pub struct Session {
     pace: Option<Pace>,
     /// Why nothing more is read.
     halted: Option<Reason>,
-    memory_looked_at: Instant,
+    memory: MemoryWatch,
     started: Instant,
 }
 
@@ -88,8 +88,10 @@ impl Session {
             make_room(files);
         }
 
-        let memory = Memory::read(Path::new("/"));
-        let room = memory.map(|memory| memory.room(options.budget.is_some()));
+        let memory = MemoryWatch::new(Path::new("/"));
+        let room = memory
+            .memory()
+            .map(|memory| memory.room(options.budget.is_some()));
         let (budget, over) = match (options.budget, room) {
             (Some(budget), Some(room)) if budget > room => (Some(room), Reason::MemoryPressure),
             (Some(budget), _) => (Some(budget), Reason::OverBudget),
@@ -134,7 +136,7 @@ impl Session {
             over,
             pace: options.bandwidth.map(|rate| Pace::new(rate, now)),
             halted: None,
-            memory_looked_at: now,
+            memory,
             started: now,
         })
     }
@@ -240,6 +242,7 @@ impl Session {
                 && !self.dry_run
                 && !self.is_one_by_one()
                 && self.budget.is_none_or(|budget| pages <= budget),
+            memory: self.memory.clone(),
             halted: self.halted,
         };
         examination.of(files)
@@ -366,11 +369,8 @@ impl Session {
             return;
         }
         self.halted = self.shared.stopped();
-        if self.memory_looked_at.elapsed() >= LOOK {
-            self.memory_looked_at = Instant::now();
-            if Memory::read(Path::new("/")).is_some_and(Memory::is_short) {
-                self.halted = Some(Reason::MemoryPressure);
-            }
+        if self.memory.finds_short(LOOK) {
+            self.halted = Some(Reason::MemoryPressure);
         }
     }
 }
