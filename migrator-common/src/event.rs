@@ -46,6 +46,4 @@ pub struct Counters {
     pub events_lost: u64,
     /// Pages beyond what one report can mark.
     pub pages_lost: u64,
-    /// Accesses seen, after the filter.
-    pub accesses: u64,
 }

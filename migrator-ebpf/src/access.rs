@@ -59,11 +59,6 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
     if pages == 0 && kind != Again::Write || index > last {
         return;
     }
-    let Some(counters) = COUNTERS.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: this CPU's entry of the map.
-    unsafe { (*counters).accesses += 1 };
 
     let mut first = index;
     let mut quiet = false;
@@ -82,8 +77,9 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
                 quiet = index == cursor.last;
             } else if cursor.last == last && index > cursor.index {
                 first = index.max(cursor.marked);
-                // SAFETY: as above.
-                unsafe { (*counters).pages_lost += index.saturating_sub(cursor.marked) };
+                if index > cursor.marked {
+                    lose(|counters| counters.pages_lost += index - cursor.marked);
+                }
             } else {
                 // The kernel does not tell of the cached beginning of a read
                 // that runs into a page on its way from the disk. Where the
@@ -118,10 +114,21 @@ pub(crate) fn access(task: Task, inode: &Inode, index: u64, last: u64, kind: Aga
     } else {
         1
     };
-    let rest = mark(inode, first, last, quiet, batches, task, counters);
-    if let Again::Request | Again::Mapping = kind {
-        // SAFETY: as above. Of the others the next report tells what is lost.
-        unsafe { (*counters).pages_lost += rest };
+    let rest = mark(inode, first, last, quiet, batches, task);
+    // Of the others the next report tells what is lost.
+    if let Again::Request | Again::Mapping = kind
+        && rest > 0
+    {
+        lose(|counters| counters.pages_lost += rest);
+    }
+}
+
+/// Counts what is lost.
+#[inline(always)]
+fn lose(count: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's entry of the map.
+        count(unsafe { &mut *counters });
     }
 }
 
@@ -152,7 +159,6 @@ fn mark(
     quiet: bool,
     batches: u32,
     task: Task,
-    counters: *mut Counters,
 ) -> u64 {
     // Most reads end in the chunk where they begin: they go without a call.
     let end = last.min(first / CHUNK_PAGES * CHUNK_PAGES + CHUNK_PAGES - 1);
@@ -166,10 +172,8 @@ fn mark(
         said = told::both(said, mark_batch(inode.number, inode.device, start, last));
         start += u64::from(BATCH) * CHUNK_PAGES;
     }
-    // SAFETY: this CPU's entry of the map.
-    unsafe { (*counters).chunks_lost += said / told::LOST };
-    if said & (told::NEW | told::HALF_FULL) != 0 {
-        announce(inode, said, task, counters);
+    if said != 0 {
+        announce(inode, said, task);
     }
     (last + 1).saturating_sub(start)
 }
@@ -334,10 +338,16 @@ fn count(map: u32, side: u32) -> u64 {
     }
 }
 
-/// Tells userspace of a new file and of a side that is half full. Happens at
-/// most once per chunk and epoch.
+/// Tells userspace of a new file and of a side that is half full, and counts chunks
+/// that are lost. Happens at most once per chunk and epoch where none is lost.
 #[inline(always)]
-fn announce(inode: &Inode, said: u64, task: Task, counters: *mut Counters) {
+fn announce(inode: &Inode, said: u64, task: Task) {
+    if said >= told::LOST {
+        lose(|counters| counters.chunks_lost += said / told::LOST);
+    }
+    if said & (told::NEW | told::HALF_FULL) == 0 {
+        return;
+    }
     let key = FileKey {
         inode: inode.number,
         device: inode.device,
@@ -347,19 +357,18 @@ fn announce(inode: &Inode, said: u64, task: Task, counters: *mut Counters) {
     // SAFETY: the value is not read.
     if unsafe { FILES.get(key) }.is_none() {
         if FILES.insert(key, process, 0).is_err() {
-            // SAFETY: this CPU's entry of the map.
-            unsafe { (*counters).files_lost += 1 };
+            lose(|counters| counters.files_lost += 1);
         }
-        tell(NEW_FILE, process, key, counters);
+        tell(NEW_FILE, process, key);
     }
     if said & told::HALF_FULL != 0 {
-        tell(HALF_FULL, process, key, counters);
+        tell(HALF_FULL, process, key);
     }
 }
 
 /// Sends an event to userspace, or counts that it could not.
 #[inline(always)]
-fn tell(kind: u32, process: u32, key: FileKey, counters: *mut Counters) {
+fn tell(kind: u32, process: u32, key: FileKey) {
     let event = Event {
         kind,
         process,
@@ -368,7 +377,6 @@ fn tell(kind: u32, process: u32, key: FileKey, counters: *mut Counters) {
         generation: key.generation,
     };
     if EVENTS.output::<Event>(event, 0).is_err() {
-        // SAFETY: this CPU's entry of the map.
-        unsafe { (*counters).events_lost += 1 };
+        lose(|counters| counters.events_lost += 1);
     }
 }

@@ -24,12 +24,14 @@ impl Task {
 /// be a member of the cgroup, and writes its list into the page cache.
 #[inline(always)]
 pub(crate) fn observed() -> Option<Task> {
+    let filter = config(|c| &c.filter);
+    // First, for this is all that those outside of the cgroup pay: a call of the
+    // kernel's is a good part of what a program costs.
+    if filter == FILTER_CGROUP && CGROUPS.current_task_under_cgroup(0) != Ok(true) {
+        return None;
+    }
     let task = Task(bpf_get_current_pid_tgid());
-    let wanted = match config(|c| &c.filter) {
-        FILTER_CGROUP => {
-            CGROUPS.current_task_under_cgroup(0) == Ok(true)
-                && task.process() != config(|c| &c.own_process)
-        }
+    let wanted = match filter {
         FILTER_PROCESSES => is_observed(task.process()),
         _ => task.process() != config(|c| &c.own_process),
     };

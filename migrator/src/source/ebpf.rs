@@ -190,7 +190,6 @@ impl EbpfSource {
             sum.files_lost += counters.files_lost;
             sum.events_lost += counters.events_lost;
             sum.pages_lost += counters.pages_lost;
-            sum.accesses += counters.accesses;
         }
         sum
     }
