@@ -3,26 +3,28 @@
 
 mod document;
 mod expectation;
+mod kit;
 mod plan;
 mod report;
 mod verdict;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
 use crate::vm::Threads;
 use crate::vm::guest::Lab;
 use crate::vm::kernel::Kernel;
-use crate::vm::programs;
 use crate::workspace::Workspace;
 use crate::{build, command};
 use document::Row;
 use expectation::{Expectation, Source};
+use kit::Kit;
 use plan::Step;
 use report::Report;
 use verdict::Demand;
@@ -111,17 +113,18 @@ pub(crate) fn run(workspace: &Workspace, args: &Kernels) -> Result<()> {
     let kit = Kit::build(workspace, &subjects)?;
     println!("migrator  sha256 {}", kit.digest);
 
+    let results = each(&subjects, |subject| {
+        println!("Linux {} boots", subject.release);
+        let result = try_out(workspace, &lab, subject, &kit, args.rounds)?;
+        println!("\nLinux {}\n{result}", subject.release);
+        Ok(result)
+    })?;
     let mut failed = Vec::new();
-    for subject in &subjects {
-        println!("\nLinux {}", subject.release);
-        let (report, problems) = try_out(workspace, &lab, subject, &kit, args.rounds)?;
-        for problem in &problems {
-            println!("  FAILED  {problem}");
-        }
-        if !problems.is_empty() {
+    for (subject, result) in subjects.iter().zip(&results) {
+        if !result.problems.is_empty() {
             failed.push(subject.release.as_str());
         } else if args.document {
-            document::write(workspace, &rows(subject, &report, &kit.digest)?)?;
+            document::write(workspace, &rows(subject, &result.report, &kit.digest)?)?;
         }
     }
     if !failed.is_empty() {
@@ -136,53 +139,77 @@ pub(crate) fn run(workspace: &Workspace, args: &Kernels) -> Result<()> {
     Ok(())
 }
 
-/// What every guest gets.
-struct Kit {
-    /// Names of files of tests, each with the program that it was made to.
-    tests: Vec<(&'static str, PathBuf)>,
-    /// The SHA-256 of migrator.
-    digest: String,
-}
+/// At most so many guests run at a time, each with a gigabyte and a half.
+const MOST_AT_A_TIME: usize = 4;
 
-impl Kit {
-    /// What these kernels need of it; `target/dist` must have been built.
-    fn build(workspace: &Workspace, subjects: &[Subject]) -> Result<Self> {
-        let mut names: Vec<_> = subjects
-            .iter()
-            .flat_map(|it| plan::tests(&it.plan))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        let programs = programs::tests(workspace, &names)?;
-        let path = workspace.dist().join("migrator");
-        let bytes =
-            fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        Ok(Self {
-            tests: names.into_iter().zip(programs).collect(),
-            digest: format!("{:x}", Sha256::digest(&bytes)),
-        })
+impl Subject {
+    /// Programs are attached by patching instructions.
+    fn threads(&self) -> Threads {
+        match plan::attaches(&self.plan) {
+            true => Threads::Single,
+            false => Threads::Multi,
+        }
     }
 }
 
-/// Boots a kernel and has it do its plan: what it reported, and what is not as
-/// it must be.
+/// Does something with each kernel, with several at a time, and gives what came of it
+/// in their order.
+fn each<T: Send>(
+    subjects: &[Subject],
+    try_out: impl Fn(&Subject) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    // One whose processors take turns keeps one of ours busy, any other all.
+    let take_turns = |subject: &Subject| matches!(subject.threads(), Threads::Single);
+    let at_a_time = match subjects.iter().all(take_turns) {
+        true => processors.min(MOST_AT_A_TIME),
+        false => 1,
+    };
+    let waiting = Mutex::new(subjects.iter().enumerate());
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.next()
+    };
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((number, subject)) = next() {
+            done.push((number, try_out(subject)));
+        }
+        done
+    };
+    let mut done = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_a_time).map(|_| scope.spawn(work)).collect();
+        let done = workers.into_iter().map(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.flatten().collect::<Vec<_>>()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// What came of a kernel.
+struct Tried {
+    report: Report,
+    /// What is not as it must be.
+    problems: Vec<String>,
+    time: Duration,
+}
+
+/// Boots a kernel and has it do its plan.
 fn try_out(
     workspace: &Workspace,
     lab: &Lab,
     subject: &Subject,
     kit: &Kit,
     rounds: u32,
-) -> Result<(Report, Vec<String>)> {
+) -> Result<Tried> {
     let tree = lab.tree(&subject.release)?;
-    furnish(workspace, &tree, subject, kit, rounds)?;
+    kit.furnish(workspace, &tree, subject, rounds)?;
     let limit = LIMIT + ROUND * rounds;
-    let threads = if plan::attaches(&subject.plan) {
-        Threads::Single
-    } else {
-        Threads::Multi
-    };
     let name = &subject.release;
-    let outcome = lab.run(name, &subject.kernel, &tree, threads, limit)?;
+    let outcome = lab.run(name, &subject.kernel, &tree, subject.threads(), limit)?;
     let report = Report::parse(&outcome.report);
     let demand = Demand {
         expectation: &subject.expectation,
@@ -192,9 +219,11 @@ fn try_out(
     };
     let mut problems = verdict::problems(&demand, &report);
     problems.extend(outcome.fault);
-    print(&report);
-    println!("  {:>6.1} s  in all", outcome.time.as_secs_f64());
-    Ok((report, problems))
+    Ok(Tried {
+        report,
+        problems,
+        time: outcome.time,
+    })
 }
 
 /// The kernels that are asked for.
@@ -252,73 +281,24 @@ fn modules(subjects: &[Subject]) -> Result<Vec<String>> {
         .collect()
 }
 
-/// The module for a kernel, as it was built.
-fn module(workspace: &Workspace, subject: &Subject) -> Result<PathBuf> {
-    let modules = workspace.dist().join("modules");
-    let path = modules.join(&subject.release).join("hotpages.ko");
-    if !path.exists() {
-        // Headers and kernel come from the same suite at the same time.
-        bail!(
-            "there is no {}: the headers of {} are of another release",
-            path.display(),
-            subject.headers.as_deref().unwrap_or("no tree"),
-        );
-    }
-    Ok(path)
-}
-
-/// Lays down what the guest finds at `/vm`.
-fn furnish(
-    workspace: &Workspace,
-    tree: &Path,
-    subject: &Subject,
-    kit: &Kit,
-    rounds: u32,
-) -> Result<()> {
-    let copy = |from: &Path, to: &str| {
-        let to = tree.join(to);
-        if let Some(directory) = to.parent() {
-            fs::create_dir_all(directory)
-                .with_context(|| format!("failed to create {}", directory.display()))?;
+/// A line for each thing that was done, and for each that is not as it must be.
+impl fmt::Display for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for section in &self.report.sections {
+            let time = section.end.map_or(0.0, |(_, time)| time.as_secs_f64());
+            let cases = section.cases().unwrap_or_default();
+            let outcome = match (section.end, cases.passed) {
+                (Some((0, _)), 0) => "done".into(),
+                (Some((0, _)), passed) => format!("{passed} cases passed"),
+                _ => "FAILED".into(),
+            };
+            writeln!(f, "  {time:>6.1} s  {}: {outcome}", section.name)?;
         }
-        fs::copy(from, &to).with_context(|| format!("failed to copy {}", from.display()))
-    };
-    let write = |name: &str, text: String| {
-        fs::write(tree.join(name), text).with_context(|| format!("failed to write {name}"))
-    };
-    copy(&workspace.guests().join("matrix"), "init")?;
-    copy(&workspace.dist().join("migrator"), "dist/migrator")?;
-    for (test, program) in &kit.tests {
-        copy(program, &format!("tests/{test}"))?;
-    }
-    let built = programs::directory(workspace);
-    for program in programs::STARTED_BY_TESTS {
-        copy(&built.join(program), &format!("tests/{program}"))?;
-    }
-    if subject.plan.contains(&Step::Load) {
-        copy(&module(workspace, subject)?, "hotpages.ko")?;
-    }
-    write("built", format!("{}\n", built.display()))?;
-    write("rounds", format!("{rounds}\n"))?;
-    let lines: Vec<_> = subject
-        .plan
-        .iter()
-        .map(|step| format!("{step}\n"))
-        .collect();
-    write("plan", lines.concat())
-}
-
-/// A line for each thing that was done.
-fn print(report: &Report) {
-    for section in &report.sections {
-        let time = section.end.map_or(0.0, |(_, time)| time.as_secs_f64());
-        let cases = section.cases().unwrap_or_default();
-        let outcome = match (section.end, cases.passed) {
-            (Some((0, _)), 0) => "done".into(),
-            (Some((0, _)), passed) => format!("{passed} cases passed"),
-            _ => "FAILED".into(),
-        };
-        println!("  {time:>6.1} s  {}: {outcome}", section.name);
+        write!(f, "  {:>6.1} s  in all", self.time.as_secs_f64())?;
+        for problem in &self.problems {
+            write!(f, "\n  FAILED  {problem}")?;
+        }
+        Ok(())
     }
 }
 

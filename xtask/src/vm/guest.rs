@@ -20,7 +20,7 @@ const PROCESSORS: u32 = 2;
 /// MiB.
 const MEMORY: u32 = 1536;
 
-/// Where guests are made, one after the other.
+/// Where guests are made.
 #[derive(Debug)]
 pub(crate) struct Lab {
     guests: PathBuf,
