@@ -10,6 +10,7 @@
 //! every container, and mark pages as used as the program's own reads will.
 
 mod drain;
+mod early;
 mod examine;
 mod limit;
 mod memory;

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use super::early::Early;
 use super::memory::MemoryWatch;
 use super::open::{OpenFile, Refusal};
-use super::read::{Shared, Target};
+use super::read::{Part, Shared, Target};
 use super::session::LOOK;
 use super::tally::Blame;
 use super::{Reason, lock};
@@ -25,29 +26,29 @@ const SMALL: u32 = 128 << 10;
 struct Looking<I> {
     files: I,
     memory: MemoryWatch,
-    /// Whether small ones may be on their way at once.
-    advise: bool,
+    /// Whether small ones may be read at once.
+    early: bool,
 }
 
 impl<I: Iterator<Item = (usize, HotFile)>> Looking<I> {
     /// The next one, its number, and whether it may be.
     fn next(&mut self) -> Option<(usize, HotFile, bool)> {
-        self.advise = self.advise && !self.memory.finds_short(LOOK);
+        self.early = self.early && !self.memory.finds_short(LOOK);
         let (number, file) = self.files.next()?;
-        Some((number, file, self.advise))
+        Some((number, file, self.early))
     }
 }
 
 /// How to look at files.
-pub(super) struct Examination<'a> {
+pub(super) struct Examination<'a, 'b> {
     pub(super) shared: &'a Shared,
     pub(super) shape: Shape,
     /// So many at a time.
     pub(super) at_a_time: usize,
     /// Files stay open.
     pub(super) hold: bool,
-    /// The pages of small ones may be on their way from then on.
-    pub(super) advise: bool,
+    /// Where small ones go, if they may be read at once.
+    pub(super) early: Option<&'a Early<'b>>,
     pub(super) memory: MemoryWatch,
     /// Why nothing is looked at.
     pub(super) halted: Option<Reason>,
@@ -60,11 +61,9 @@ pub(super) struct Examined {
     pub(super) extents: Vec<Extent>,
     /// Where the file stays open until it is read.
     pub(super) held: Option<Arc<OpenFile>>,
-    /// The kernel has been told of its pages.
-    pub(super) is_advised: bool,
 }
 
-impl Examination<'_> {
+impl Examination<'_, '_> {
     /// Looks at files, several at a time: on a network file system each takes
     /// round trips. Gives those found good in the order of the list.
     pub(super) fn of(&self, files: Vec<HotFile>) -> Vec<Examined> {
@@ -72,13 +71,14 @@ impl Examination<'_> {
         let files = Mutex::new(Looking {
             files: files.into_iter().enumerate(),
             memory: self.memory.clone(),
-            advise: self.advise,
+            early: self.early.is_some(),
         });
         let found = Mutex::new(Vec::new());
         let next = || lock(&files).next();
         let look_at_some = || {
-            while let Some((number, file, advise)) = next() {
-                if let Some(examined) = self.of_one(number, file, advise) {
+            while let Some((number, file, early)) = next() {
+                let early = self.early.filter(|_| early);
+                if let Some(examined) = self.of_one(number, file, early) {
                     lock(&found).push(examined);
                 }
             }
@@ -95,7 +95,7 @@ impl Examination<'_> {
         found
     }
 
-    fn of_one(&self, number: usize, file: HotFile, advise: bool) -> Option<Examined> {
+    fn of_one(&self, number: usize, file: HotFile, early: Option<&Early<'_>>) -> Option<Examined> {
         let tally = &self.shared.tally;
         let skip = |reason, detail: String| {
             let pages = file.pages();
@@ -135,18 +135,25 @@ impl Examination<'_> {
                 .skip(&target, Reason::BeyondEnd, plan.beyond_end, &detail);
         }
         let page_size = self.shape.page_size;
-        let is_advised = match plan.extents[..] {
-            [extent] if advise && extent.span <= u64::from(SMALL / page_size) => extent
-                .batches(size, page_size, SMALL)
-                .all(|batch| self.shared.advise(&open, batch)),
-            _ => false,
-        };
+        if let ([extent], Some(early)) = (&plan.extents[..], early)
+            && extent.span <= u64::from(SMALL / page_size)
+            && let Some(batch) = extent.batches(size, page_size, SMALL).next()
+            && self.shared.advise(&open, batch)
+        {
+            let part = Part {
+                target,
+                open: Some(open),
+                is_advised: true,
+                batch,
+            };
+            early.take(part, extent);
+            return None;
+        }
         (!plan.extents.is_empty()).then_some(Examined {
             number,
             target,
             extents: plan.extents,
             held: self.hold.then_some(open),
-            is_advised,
         })
     }
 }

@@ -160,6 +160,14 @@ impl Shared {
         stop.then_some(Reason::Interrupted)
     }
 
+    /// Counts what will not be read any more.
+    pub(super) fn give_up(&self, target: &Target, reason: Reason, pages: u64, bytes: u64) {
+        self.progress.add_done(bytes);
+        if pages > 0 {
+            self.skip(target, reason, pages, &reason.to_string());
+        }
+    }
+
     /// Counts pages of a target as skipped.
     pub(super) fn skip(&self, target: &Target, reason: Reason, pages: u64, detail: &str) {
         let path: &PathBuf = &target.identity.path;

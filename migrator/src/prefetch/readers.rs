@@ -7,7 +7,8 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
-use super::read::{Job, Shared, work};
+use super::Reason;
+use super::read::{Job, Part, Shared, work};
 use super::session::LOOK;
 
 /// The reading threads: as many as have something to do, which they end with when this
@@ -46,8 +47,29 @@ impl Readers {
         Ok(readers)
     }
 
+    /// Puts a job into the queue, waiting for room, or counts its pages as skipped where
+    /// nothing more is to be read, which is asked for again and again.
+    pub(super) fn send(&mut self, mut job: Job, mut halted: impl FnMut() -> Option<Reason>) {
+        let (job, reason) = loop {
+            if let Some(reason) = halted() {
+                break (job, reason);
+            }
+            match self.give(job) {
+                Ok(()) => return,
+                Err(SendTimeoutError::Timeout(back)) => job = back,
+                // No reader is left, though none of them ends before the queue.
+                Err(SendTimeoutError::Disconnected(back)) => break (back, Reason::Interrupted),
+            }
+        };
+        for Part { target, batch, .. } in &job.parts {
+            let asked = if job.resident { 0 } else { batch.pages };
+            let (pages, bytes) = (asked.into(), batch.len.into());
+            self.shared.give_up(target, reason, pages, bytes);
+        }
+    }
+
     /// Puts a job into the queue, if there is room soon.
-    pub(super) fn give(&mut self, job: Job) -> Result<(), SendTimeoutError<Job>> {
+    fn give(&mut self, job: Job) -> Result<(), SendTimeoutError<Job>> {
         if self.started < self.most && !self.queue.is_empty() {
             // Without another one it takes longer.
             _ = self.add();

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
+use super::early::Early;
 use super::examine::{self, Examination, Examined};
 use super::limit::{Held, allow_open_files, make_room};
 use super::memory::MemoryWatch;
 use super::open::Opener;
 use super::pace::Pace;
-use super::read::{Job, Part, Shared, Target};
+use super::read::{Job, Part, Shared};
 use super::readers::Readers;
 use super::tally::Tally;
 use super::{ACTIVATE, Options, Reason, Report, StartError};
@@ -227,25 +228,27 @@ impl Session {
             .report(self.shape.page_size, self.started.elapsed(), self.dry_run)
     }
 
-    /// Looks at files. Where all of them fit, the pages of small ones are on their way
-    /// from then on.
-    fn examine(&self, files: Vec<HotFile>) -> Vec<Examined> {
-        let hold = files.len() <= self.held.files;
+    /// Looks at files. Where all of them fit, small ones are read meanwhile.
+    fn examine(&mut self, files: Vec<HotFile>) -> Vec<Examined> {
         let pages = files.iter().map(|file| file.pages());
         let pages = pages.fold(0, u64::saturating_add);
+        let fit = self.held.in_jobs && self.budget.is_none_or(|budget| pages <= budget);
+        let is_one_by_one = self.is_one_by_one();
+        let readers = self.readers.as_mut().filter(|_| fit && !is_one_by_one);
+        let early = readers.map(|readers| Early::new(&self.shared, readers));
         let examination = Examination {
             shared: &self.shared,
             shape: self.shape,
             at_a_time: self.jobs.into(),
-            hold,
-            advise: hold
-                && !self.dry_run
-                && !self.is_one_by_one()
-                && self.budget.is_none_or(|budget| pages <= budget),
+            hold: files.len() <= self.held.files,
+            early: early.as_ref(),
             memory: self.memory.clone(),
             halted: self.halted,
         };
-        examination.of(files)
+        let examined = examination.of(files);
+        let span = early.map_or(0, Early::finish);
+        self.budget = self.budget.map(|left| left.saturating_sub(span));
+        examined
     }
 
     /// Whether each batch is a job of its own, and only what was asked for is read:
@@ -285,7 +288,7 @@ impl Session {
             let part = Part {
                 target: Arc::clone(target),
                 open: file.held.clone().filter(|_| self.held.in_jobs),
-                is_advised: file.is_advised,
+                is_advised: false,
                 batch,
             };
             match waiting {
@@ -310,16 +313,9 @@ impl Session {
         }
         if left > 0 {
             let bytes = left.saturating_mul(u64::from(page_size));
-            self.give_up(target, left, extent.resident, bytes);
-        }
-    }
-
-    /// Counts pages that must not be read any more.
-    fn give_up(&self, target: &Target, pages: u64, are_resident: bool, bytes: u64) {
-        let reason = self.halted.unwrap_or(Reason::Interrupted);
-        self.shared.progress.add_done(bytes);
-        if !are_resident {
-            self.shared.skip(target, reason, pages, &reason.to_string());
+            let asked = if extent.resident { 0 } else { left };
+            let reason = self.halted.unwrap_or(Reason::Interrupted);
+            self.shared.give_up(target, reason, asked, bytes);
         }
     }
 
@@ -339,27 +335,14 @@ impl Session {
         }
     }
 
-    /// Puts the job into the queue, waiting for room, or counts its pages as skipped
-    /// if nothing more is to be read.
-    fn send(&mut self, mut job: Job) {
-        loop {
-            self.look();
-            let Some(readers) = self.readers.as_mut().filter(|_| self.halted.is_none()) else {
-                for Part { target, batch, .. } in &job.parts {
-                    let pages = batch.pages.into();
-                    self.give_up(target, pages, job.resident, batch.len.into());
-                }
-                return;
-            };
-            match readers.give(job) {
-                Ok(()) => return,
-                Err(SendTimeoutError::Timeout(back)) => job = back,
-                // No reader is left, though none of them ends before the queue.
-                Err(SendTimeoutError::Disconnected(back)) => {
-                    self.halted = Some(Reason::Interrupted);
-                    job = back;
-                }
-            }
+    /// Puts a job into the queue, waiting for room, unless nothing more is to be read.
+    fn send(&mut self, job: Job) {
+        if let Some(mut readers) = self.readers.take() {
+            readers.send(job, || {
+                self.look();
+                self.halted
+            });
+            self.readers = Some(readers);
         }
     }
 
