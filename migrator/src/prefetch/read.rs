@@ -91,7 +91,7 @@ impl Target {
     /// the kernel's own reading ahead does at once, or the kernel would take it for one
     /// large request without a successor. Over a network it reads ahead little, but
     /// follows larger requests.
-    fn piece(&self) -> u32 {
+    fn stride(&self) -> u32 {
         match self.is_remote {
             true => BATCH,
             false => PIECE as u32,
@@ -210,7 +210,7 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
     for mut job in jobs {
         reader.advise(&job);
         for part in mem::take(&mut job.parts) {
-            let piece = job.streams.then(|| part.target.piece().max(page_size));
+            let piece = job.streams.then(|| part.target.stride().max(page_size));
             for batch in reads(part.batch, piece, page_size) {
                 reader.run(&job, &part, batch);
                 shared.progress.add_done(u64::from(batch.len));
