@@ -152,14 +152,7 @@ mod told {
 /// Marks `first..=last`, or as much of it as so many batches can, and gives how
 /// many pages are left. `quiet`: the first page is not used again, only still.
 #[inline(always)]
-fn mark(
-    inode: &Inode,
-    first: u64,
-    last: u64,
-    quiet: bool,
-    batches: u32,
-    task: Task,
-) -> u64 {
+fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, batches: u32, task: Task) -> u64 {
     // Most reads end in the chunk where they begin: they go without a call.
     let end = last.min(first / CHUNK_PAGES * CHUNK_PAGES + CHUNK_PAGES - 1);
     let key = ChunkKey::new(inode.number, inode.device, (first / CHUNK_PAGES) as u32);
