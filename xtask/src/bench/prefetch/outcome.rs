@@ -167,7 +167,12 @@ pub(super) fn table(record: &Record<String>) -> String {
         });
         let best: Vec<_> = best.collect();
         if !best.is_empty() {
-            text += &format!("\nmigrator has {}.\n\n", best.join(", "));
+            let runs = arms.iter().map(|(_, samples)| samples.len()).min();
+            text += &format!(
+                "\nIn the medians of {} runs migrator has {}.\n\n",
+                runs.unwrap_or_default(),
+                best.join(", ")
+            );
         }
     }
     text.trim_end().to_owned() + "\n"
