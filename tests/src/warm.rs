@@ -5,8 +5,11 @@ pub mod arm;
 pub mod shape;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufReader};
 use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
 use migrator::pagelist::{HotFile, PageIndexList};
@@ -15,20 +18,27 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::PAGE_SIZE;
 
-/// Drops all pages of the files from the cache, and with them what the kernel
-/// remembers of files and directories.
+/// So many files at most are visited at a time.
+const VISITORS: usize = 16;
+
+/// Drops all pages of the files of some lists from the cache, and with them what the
+/// kernel remembers of files and directories.
 ///
 /// # Errors
 /// When pages stay, or this is not root.
-pub fn cool(list: &PageIndexList) -> Result<()> {
-    for file in &list.files {
-        let open = open(file)?;
-        posix_fadvise(&open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-            .with_context(|| format!("failed to evict {}", file.identity.path.display()))?;
+pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
+    for list in lists {
+        each(list, |file| {
+            let open = open(file)?;
+            posix_fadvise(&open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .with_context(|| format!("failed to evict {}", file.identity.path.display()))
+        })?;
     }
     fs::write("/proc/sys/vm/drop_caches", "3").context("failed to drop the caches")?;
-    let stay = pages_of(list, |file| [whole(file)].into())?;
-    ensure!(stay == 0, "{stay} pages stay in the cache");
+    for list in lists {
+        let stay = resident(list)?;
+        ensure!(stay == 0, "{stay} pages stay in the cache");
+    }
     Ok(())
 }
 
@@ -39,12 +49,13 @@ pub fn cool(list: &PageIndexList) -> Result<()> {
 /// # Errors
 /// When one can't be read.
 pub fn read(list: &PageIndexList) -> Result<()> {
-    for file in &list.files {
-        let path = &file.identity.path;
-        io::copy(&mut open(file)?, &mut io::sink())
-            .with_context(|| format!("failed to read {}", path.display()))?;
-    }
-    Ok(())
+    each(list, |file| {
+        // A system call for 8 KiB each would take seconds where processors are emulated.
+        let mut reader = BufReader::with_capacity(1 << 20, open(file)?);
+        io::copy(&mut reader, &mut io::sink())
+            .with_context(|| format!("failed to read {}", file.identity.path.display()))?;
+        Ok(())
+    })
 }
 
 /// How many of the pages that the list names are in the cache.
@@ -65,22 +76,34 @@ pub fn resident(list: &PageIndexList) -> Result<u64> {
     pages_of(list, |file| [whole(file)].into())
 }
 
-fn pages_of(list: &PageIndexList, ranges: impl Fn(&HotFile) -> Vec<Range<u64>>) -> Result<u64> {
-    let mut pages = 0;
-    for file in &list.files {
-        match residency::resident(&open(file)?, &ranges(file)) {
-            Ok(Residency::Known(found)) => {
-                pages += found.iter().map(|it| it.end - it.start).sum::<u64>();
-            }
-            Ok(Residency::Unknown) => bail!("the kernel does not say what is resident"),
-            Err(error) => {
-                return Err(error).with_context(|| {
-                    format!("failed to ask about {}", file.identity.path.display())
-                });
-            }
-        }
-    }
-    Ok(pages)
+fn pages_of(
+    list: &PageIndexList,
+    ranges: impl Fn(&HotFile) -> Vec<Range<u64>> + Sync,
+) -> Result<u64> {
+    let pages = AtomicU64::new(0);
+    each(list, |file| {
+        let found = residency::resident(&open(file)?, &ranges(file))
+            .with_context(|| format!("failed to ask about {}", file.identity.path.display()))?;
+        let Residency::Known(found) = found else {
+            bail!("the kernel does not say what is resident");
+        };
+        pages.fetch_add(found.iter().map(|it| it.end - it.start).sum(), Relaxed);
+        Ok(())
+    })?;
+    Ok(pages.into_inner())
+}
+
+/// Visits the files of a list, several at a time: over a network each takes round trips.
+fn each(list: &PageIndexList, visit: impl Fn(&HotFile) -> Result<()> + Sync) -> Result<()> {
+    let part = list.files.len().div_ceil(VISITORS).max(1);
+    thread::scope(|scope| {
+        let parts = list.files.chunks(part);
+        let visitors: Vec<_> = parts
+            .map(|files| scope.spawn(|| files.iter().try_for_each(&visit)))
+            .collect();
+        let mut all = visitors.into_iter().map(ScopedJoinHandle::join);
+        all.try_for_each(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 fn whole(file: &HotFile) -> Range<u64> {

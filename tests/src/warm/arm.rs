@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Write, sink};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -66,63 +66,43 @@ const ARGUMENTS: usize = 20_000;
 const FIO_BLOCK: u64 = 1 << 20;
 
 impl Arm {
-    /// Writes what the arm needs into a directory, and brings the program into the
-    /// cache: it is no part of what is measured.
+    /// Writes what the arm needs into a directory.
     ///
     /// # Errors
-    /// When a program is missing, or files can't be written.
+    /// When files can't be written.
     pub fn prepare(self, list: &PageIndexList, migrator: &Path, place: &Path) -> Result<Ready> {
         let this = std::env::current_exe().context("failed to find this program")?;
         let path = place.join("list.pil");
-        let program: PathBuf = match self {
-            Self::Migrator => migrator.to_owned(),
-            Self::Vmtouch => "vmtouch".into(),
-            Self::Cat => "cat".into(),
-            Self::Willneed | Self::Pread => this,
-            Self::Fio(_) => "fio".into(),
-        };
-        let mut command = Command::new(&program);
+        let mut command = Command::new(match self {
+            Self::Migrator => migrator,
+            Self::Vmtouch => Path::new("vmtouch"),
+            Self::Cat => Path::new("cat"),
+            Self::Willneed | Self::Pread => &this,
+            Self::Fio(_) => Path::new("fio"),
+        });
         let files = list.files.iter().map(|file| &file.identity.path);
         ensure!(list.files.len() <= ARGUMENTS, "too many files");
-        let mut first_of_all = Command::new(&program);
         match self {
             Self::Migrator => {
                 write_list(list, &path)?;
                 command.arg("prefetch").arg(&path).arg("--json");
-                first_of_all.arg("--version");
             }
             Self::Vmtouch => {
                 command.args(["-t", "-q"]).args(files);
-                first_of_all.arg("-q").arg("/dev/null");
             }
             Self::Cat => {
                 command.args(files);
-                first_of_all.arg("/dev/null");
             }
-            Self::Willneed | Self::Pread => {
+            Self::Willneed => {
                 write_list(list, &path)?;
-                let verb = if self == Self::Pread {
-                    "pread"
-                } else {
-                    "willneed"
-                };
-                command.arg(verb).arg(&path);
-                first_of_all.arg("--version");
+                command.arg("willneed").arg(&path);
             }
-            Self::Fio(threads) => {
-                fio(&mut command, list, threads, place)?;
-                first_of_all.arg("--version");
+            Self::Pread => {
+                write_list(list, &path)?;
+                command.arg("pread").arg(&path);
             }
+            Self::Fio(threads) => fio(&mut command, list, threads, place)?,
         }
-        let status = first_of_all
-            .stdout(Stdio::null())
-            .status()
-            .with_context(|| format!("failed to start {}", program.display()))?;
-        ensure!(
-            status.success(),
-            "{} does not run: {status}",
-            program.display()
-        );
         Ok(Ready {
             command,
             is_fio: matches!(self, Self::Fio(_)),
@@ -148,10 +128,11 @@ impl Ready {
             .stderr(Stdio::piped())
             .spawn()
             .and_then(std::process::Child::wait_with_output)
-            .context("failed to run it")?;
+            .with_context(|| format!("failed to start {}", self.program()))?;
         ensure!(
             output.status.success(),
-            "it failed: {}\n{}",
+            "{} failed: {}\n{}",
+            self.program(),
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
@@ -167,6 +148,10 @@ impl Ready {
             .as_f64()
             .context("fio does not say how long it took")?;
         Ok(Some(milliseconds / 1e3))
+    }
+
+    fn program(&self) -> std::path::Display<'_> {
+        Path::new(self.command.get_program()).display()
     }
 }
 

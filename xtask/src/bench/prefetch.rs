@@ -3,6 +3,7 @@
 
 mod outcome;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
@@ -30,7 +31,7 @@ pub(super) struct Args {
     /// Size of a file in MiB [default: 1024, over NFS 64]
     #[arg(long, value_name = "MIB")]
     size: Option<u64>,
-    /// How many small files [default: 10000, over NFS 500]
+    /// How many small files [default: 10000, over NFS 300]
     #[arg(long)]
     files: Option<u64>,
     #[command(flatten)]
@@ -124,7 +125,7 @@ const SERVED: &str = "/srv/shared";
 const WARM: &str = "/usr/local/bin/warm";
 
 fn over_nfs(workspace: &Workspace, args: &Args, program: &Path) -> Result<()> {
-    let (size, files) = (args.size.unwrap_or(64), args.files.unwrap_or(500));
+    let (size, files) = (args.size.unwrap_or(64), args.files.unwrap_or(300));
     // Nothing attaches, and readers are to run beside each other.
     let hosts = Hosts::start(&vm::Options {
         threads: Threads::Multi,
@@ -155,15 +156,19 @@ fn over_nfs(workspace: &Workspace, args: &Args, program: &Path) -> Result<()> {
         own
     };
     let kind = kind("prefetch-nfs", arms, size, files);
+    let shaped = Cell::default();
     args.options
         .run_anywhere(workspace, describe, &kind, |args| {
             let (delay, args) = args.split_first().context("no delay")?;
             let round_trip: u32 = delay.parse().context("no number of milliseconds")?;
-            hosts.shape(Link {
+            let link = Link {
                 rate: None,
                 // Of what either host sends.
                 delay: Some(round_trip * 500),
-            })?;
+            };
+            if shaped.replace(Some(link)) != Some(link) {
+                hosts.shape(link)?;
+            }
             let printed = hosts
                 .destination
                 .run(&format!("{WARM} {}", args.join(" ")))?;
