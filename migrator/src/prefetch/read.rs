@@ -191,7 +191,7 @@ pub(super) const TOGETHER: usize = 64;
 
 /// The same where each part is of another file on another host, which takes a round
 /// trip to close.
-const CLOSED: usize = 8;
+const CLOSED: usize = 32;
 
 /// What is as small as this is copied: that is one system call and not two.
 const COPIED: usize = 16 << 10;
