@@ -34,21 +34,15 @@ impl<'a> Early<'a> {
         self.span.fetch_add(extent.span, Relaxed);
         self.shared.tally.planned.fetch_add(extent.pages, Relaxed);
         self.shared.progress.add_planned(part.batch.len.into());
-        let full = {
-            let mut waiting = lock(&self.waiting);
-            match &mut *waiting {
-                Some(job) if job.takes(&part) => {
-                    job.parts.push(part);
-                    None
-                }
-                _ => waiting.replace(Job {
-                    parts: vec![part],
-                    heat: extent.heat,
-                    resident: false,
-                    streams: false,
-                }),
-            }
+        let next = Job {
+            parts: Vec::new(),
+            heat: extent.heat,
+            resident: false,
+            streams: false,
+            is_advised: true,
         };
+        // Others go on while this one waits for room in the queue.
+        let full = Job::gather(&mut lock(&self.waiting), part, next);
         if let Some(job) = full {
             self.send(job);
         }

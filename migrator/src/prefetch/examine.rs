@@ -143,7 +143,6 @@ impl Examination<'_, '_> {
             let part = Part {
                 target,
                 open: Some(open),
-                is_advised: true,
                 batch,
             };
             early.take(part, extent);

@@ -50,6 +50,8 @@ pub(super) struct Job {
     /// It is to be read on and on, and the kernel may read ahead. Such a batch
     /// may be larger than [`BATCH`], and heat does not matter.
     pub(super) streams: bool,
+    /// The kernel has been told of it.
+    pub(super) is_advised: bool,
 }
 
 /// A batch of a file.
@@ -58,8 +60,6 @@ pub(super) struct Part {
     pub(super) target: Arc<Target>,
     /// Where the file need not be opened again.
     pub(super) open: Option<Arc<OpenFile>>,
-    /// The kernel has been told of it.
-    pub(super) is_advised: bool,
     pub(super) batch: Batch,
 }
 
@@ -221,9 +221,24 @@ pub(super) fn work(jobs: &Receiver<Job>, shared: &Shared, page_size: u32) {
 }
 
 impl Job {
+    /// Puts a part into the job that waits for more, or into the next one, which is empty.
+    /// Gives the job that waited if it waits no longer.
+    pub(super) fn gather(waiting: &mut Option<Self>, part: Part, mut next: Self) -> Option<Self> {
+        match waiting {
+            Some(job) if !next.streams && job.takes(&part) => {
+                job.parts.push(part);
+                None
+            }
+            _ => {
+                next.parts.push(part);
+                waiting.replace(next)
+            }
+        }
+    }
+
     /// Whether a small part can come into this job, which is about as hot: of the same
     /// file, or of one that is open.
-    pub(super) fn takes(&self, part: &Part) -> bool {
+    fn takes(&self, part: &Part) -> bool {
         let is_near = part.open.is_some()
             || self
                 .parts
@@ -284,10 +299,10 @@ impl Reader<'_> {
     /// Tells the kernel of parts that are small, so that this thread waits for the
     /// first only.
     fn advise(&mut self, job: &Job) {
-        if job.parts.len() < 2 {
+        if job.is_advised || job.parts.len() < 2 {
             return;
         }
-        for part in job.parts.iter().filter(|part| !part.is_advised) {
+        for part in &job.parts {
             if part.target.failed.get().is_none()
                 && let Ok(open) = self.open(part)
             {
@@ -476,12 +491,11 @@ mod tests {
         (Arc::new(Target::new(identity, &open)), open)
     }
 
-    /// A page that nobody has been told of, of a file that is not open.
+    /// A page of a file that is not open.
     fn page_of(target: &Arc<Target>, page: u64) -> Part {
         Part {
             target: Arc::clone(target),
             open: None,
-            is_advised: false,
             batch: Batch {
                 offset: page * u64::from(PAGE),
                 len: PAGE,
@@ -496,6 +510,7 @@ mod tests {
             heat: 1,
             resident: false,
             streams: false,
+            is_advised: false,
         }
     }
 

@@ -288,22 +288,17 @@ impl Session {
             let part = Part {
                 target: Arc::clone(target),
                 open: file.held.clone().filter(|_| self.held.in_jobs),
-                is_advised: false,
                 batch,
             };
-            match waiting {
-                Some(job) if !streams && job.takes(&part) => job.parts.push(part),
-                _ => {
-                    let job = Job {
-                        parts: vec![part],
-                        heat: extent.heat,
-                        resident: extent.resident,
-                        streams,
-                    };
-                    if let Some(before) = waiting.replace(job) {
-                        self.send(before);
-                    }
-                }
+            let next = Job {
+                parts: Vec::new(),
+                heat: extent.heat,
+                resident: extent.resident,
+                streams,
+                is_advised: false,
+            };
+            if let Some(before) = Job::gather(waiting, part, next) {
+                self.send(before);
             }
             if self.is_one_by_one()
                 && let Some(job) = waiting.take()
