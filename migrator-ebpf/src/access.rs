@@ -166,7 +166,7 @@ fn mark(inode: &Inode, first: u64, last: u64, quiet: bool, batches: u32, task: T
         start += u64::from(BATCH) * CHUNK_PAGES;
     }
     if said != 0 {
-        announce(inode, said, task);
+        report(inode, said, task);
     }
     (last + 1).saturating_sub(start)
 }
@@ -334,7 +334,7 @@ fn count(map: u32, side: u32) -> u64 {
 /// Tells userspace of a new file and of a side that is half full, and counts chunks
 /// that are lost. Happens at most once per chunk and epoch where none is lost.
 #[inline(always)]
-fn announce(inode: &Inode, said: u64, task: Task) {
+fn report(inode: &Inode, said: u64, task: Task) {
     if said >= told::LOST {
         lose(|counters| counters.chunks_lost += said / told::LOST);
     }
