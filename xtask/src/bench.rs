@@ -11,6 +11,7 @@ mod figure1;
 mod figure2;
 mod host;
 mod list;
+mod measures;
 mod overhead;
 pub(crate) mod plot;
 mod prefetch;

@@ -7,9 +7,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::host::{self, Kind, Options};
+use super::measures::Measures;
 use super::plot;
 use super::record::Record;
-use super::statistics::Summary;
 use crate::build;
 use crate::workspace::Workspace;
 
@@ -63,40 +63,32 @@ fn line(sample: &Value) -> String {
     )
 }
 
-/// What is computed of each sample.
-fn derived(sample: &Value, key: &str) -> Option<f64> {
-    let number = |key: &str| sample[key].as_f64();
-    match key {
-        "to_entropy" => Some(number("bytes")? / number("entropy_bytes")?),
-        "pages_per_second" => Some(number("pages")? / number("seconds")?),
-        "decoded_pages_per_second" => Some(number("pages")? / number("decode_seconds")?),
-        key => number(key),
-    }
-}
-
-const KEYS: [&str; 10] = [
-    "collect_seconds",
-    "rank_seconds",
-    "encode_seconds",
-    "seconds",
-    "pages_per_second",
-    "bytes",
-    "to_entropy",
-    "decode_seconds",
-    "decoded_pages_per_second",
-    "decoder_bytes",
-];
-
-fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    Summary::of_each(samples, |sample| derived(sample, key))
-}
+const MEASURES: Measures = Measures {
+    keys: &[
+        "collect_seconds",
+        "rank_seconds",
+        "encode_seconds",
+        "seconds",
+        "pages_per_second",
+        "bytes",
+        "to_entropy",
+        "decode_seconds",
+        "decoded_pages_per_second",
+        "decoder_bytes",
+    ],
+    derived: |sample, key| {
+        let number = |key: &str| sample[key].as_f64();
+        match key {
+            "to_entropy" => Some(number("bytes")? / number("entropy_bytes")?),
+            "pages_per_second" => Some(number("pages")? / number("seconds")?),
+            "decoded_pages_per_second" => Some(number("pages")? / number("decode_seconds")?),
+            _ => None,
+        }
+    },
+};
 
 fn summary(record: &Record<String>) -> Value {
-    let arms = record.arms().map(|(arm, samples)| {
-        let keys = KEYS.map(|key| (key.to_owned(), json!(summary_of(samples, key))));
-        (arm, Value::Object(keys.into_iter().collect()))
-    });
-    Value::Object(arms.collect())
+    Value::Object(MEASURES.of_record(record))
 }
 
 fn table(record: &Record<String>) -> String {
@@ -105,9 +97,9 @@ fn table(record: &Record<String>) -> String {
          |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (arm, samples) in record.arms() {
-        let of = |key: &str| summary_of(samples, key);
-        let median = |key: &str| of(key).map_or(f64::NAN, |summary| summary.median);
-        let (least, most) = of("seconds").map_or((f64::NAN, f64::NAN), |it| (it.min, it.max));
+        let median = |key: &str| MEASURES.median(samples, key);
+        let together = MEASURES.summary(samples, "seconds");
+        let (least, most) = together.map_or((f64::NAN, f64::NAN), |it| (it.min, it.max));
         // Where the runs are few, paths and frames are most of the list.
         let to_entropy = match median("to_entropy") {
             ratio if ratio < 10.0 => format!("{ratio:.3}"),
@@ -131,7 +123,7 @@ fn table(record: &Record<String>) -> String {
 
 fn draw(record: &Record<String>, path: &Path) -> Result<()> {
     let rows = host::rows(record, |sample| {
-        Some(derived(sample, "pages_per_second")? / 1e6)
+        Some(MEASURES.of(sample, "pages_per_second")? / 1e6)
     });
     plot::histograms(
         path,

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::host::{self, Kind, Options};
+use super::measures::Measures;
 use super::plot;
 use super::record::Record;
 use super::statistics::Summary;
@@ -116,30 +117,16 @@ fn line(sample: &Value) -> String {
     )
 }
 
-/// What is computed of each sample.
-fn derived(sample: &Value, key: &str) -> Option<f64> {
-    let number = |key: &str| sample[key].as_f64();
-    match key {
-        "added_ns" => Some(number("ns")? - number("alone_ns")?),
-        key => number(key),
-    }
-}
-
-fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    Summary::of_each(samples, |sample| derived(sample, key))
-}
+const MEASURES: Measures = Measures {
+    keys: &["ratio", "added_ns", "alone_ns"],
+    derived: |sample, key| match key {
+        "added_ns" => Some(sample["ns"].as_f64()? - sample["alone_ns"].as_f64()?),
+        _ => None,
+    },
+};
 
 fn summary(record: &Record<String>) -> Value {
-    let arms = record.arms().map(|(arm, samples)| {
-        let of = |key: &str| json!(summary_of(samples, key));
-        let value = json!({
-            "ratio": of("ratio"),
-            "added_ns": of("added_ns"),
-            "alone_ns": of("alone_ns"),
-        });
-        (arm, value)
-    });
-    Value::Object(arms.collect())
+    Value::Object(MEASURES.of_record(record))
 }
 
 /// The runs of an arm.
@@ -165,7 +152,7 @@ fn table(record: &Record<String>) -> String {
         let all: Vec<f64> = WATCHERS
             .iter()
             .flat_map(|(watcher, _)| samples(record, load, watcher))
-            .filter_map(|sample| derived(sample, "alone_ns"))
+            .filter_map(|sample| MEASURES.of(sample, "alone_ns"))
             .collect();
         let median = Summary::of(&all).map_or(f64::NAN, |summary| summary.median);
         text += &format!(" {median:.0} ns |");
@@ -180,7 +167,7 @@ fn table(record: &Record<String>) -> String {
         }
         text += &format!("| {title} |");
         for (load, _) in &loads {
-            let of = |key: &str| summary_of(samples(record, load, watcher), key);
+            let of = |key: &str| MEASURES.summary(samples(record, load, watcher), key);
             text += &match (of("ratio"), of("added_ns")) {
                 (Some(ratio), Some(added)) => format!(
                     " {:.3} ({:.3}-{:.3}), {:+.0} ns |",
@@ -192,7 +179,7 @@ fn table(record: &Record<String>) -> String {
         text.push('\n');
     }
     for (load, title) in &loads {
-        let added = |watcher: &str| summary_of(samples(record, load, watcher), "added_ns");
+        let added = |watcher: &str| MEASURES.summary(samples(record, load, watcher), "added_ns");
         if let (Some(full), Some(floor)) = (added(FULL), added(FLOOR)) {
             let over = full.median - floor.median;
             text += &format!("\n{title}: {over:+.0} ns over the empty program.\n");
@@ -204,7 +191,7 @@ fn table(record: &Record<String>) -> String {
 fn draw(record: &Record<String>, path: &Path) -> Result<()> {
     // The picture begins at 0; less is noise.
     let rows = host::rows(record, |sample| {
-        Some((100.0 * (derived(sample, "ratio")? - 1.0)).max(0.0))
+        Some((100.0 * (MEASURES.of(sample, "ratio")? - 1.0)).max(0.0))
     });
     plot::histograms(
         path,

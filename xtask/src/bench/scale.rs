@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::host::{Kind, Options};
+use super::measures::Measures;
 use super::plot::{self, Growth};
 use super::record::Record;
-use super::statistics::Summary;
 use crate::build;
 use crate::workspace::Workspace;
 
@@ -150,54 +150,39 @@ fn line(sample: &Value) -> String {
     text
 }
 
-/// What is computed of each sample.
-fn derived(sample: &Value, key: &str) -> Option<f64> {
-    let number = |key: &str| sample[key].as_f64();
-    match key {
-        "ns_per_use" => Some(1e9 * number("cpu_seconds")? / number("uses")?),
-        "bytes_per_page" => Some(number("memory_bytes")? / number("known_pages")?),
-        "cpu_seconds_per_minute" => Some(60.0 * number("cpu_seconds")? / number("seconds")?),
-        "kernel_share" => Some(number("kernel_bytes")? / number("cache_bytes")?),
-        key => number(key),
-    }
-}
-
-const KEYS: [&str; 16] = [
-    "kernel_bytes_before",
-    "kernel_bytes",
-    "kernel_share",
-    "memory_bytes",
-    "shared_bytes",
-    "peak_bytes",
-    "tracked_pages",
-    "used_pages",
-    "known_pages",
-    "known_files",
-    "forgotten_pages",
-    "hot_known",
-    "bytes_per_page",
-    "ns_per_use",
-    "list_cpu_seconds",
-    "cpu_seconds_per_minute",
-];
-
-fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    Summary::of_each(samples, |sample| derived(sample, key))
-}
-
-fn median(samples: &[Value], key: &str) -> f64 {
-    summary_of(samples, key).map_or(f64::NAN, |summary| summary.median)
-}
+const MEASURES: Measures = Measures {
+    keys: &[
+        "kernel_bytes_before",
+        "kernel_bytes",
+        "kernel_share",
+        "memory_bytes",
+        "shared_bytes",
+        "peak_bytes",
+        "tracked_pages",
+        "used_pages",
+        "known_pages",
+        "known_files",
+        "forgotten_pages",
+        "hot_known",
+        "bytes_per_page",
+        "ns_per_use",
+        "list_cpu_seconds",
+        "cpu_seconds_per_minute",
+    ],
+    derived: |sample, key| {
+        let number = |key: &str| sample[key].as_f64();
+        match key {
+            "ns_per_use" => Some(1e9 * number("cpu_seconds")? / number("uses")?),
+            "bytes_per_page" => Some(number("memory_bytes")? / number("known_pages")?),
+            "cpu_seconds_per_minute" => Some(60.0 * number("cpu_seconds")? / number("seconds")?),
+            "kernel_share" => Some(number("kernel_bytes")? / number("cache_bytes")?),
+            _ => None,
+        }
+    },
+};
 
 fn summary(record: &Record<String>) -> Value {
-    let arms = record.arms().map(|(arm, samples)| {
-        let keys = KEYS.iter().filter_map(|key| {
-            let summary = summary_of(samples, key)?;
-            Some(((*key).to_owned(), json!(summary)))
-        });
-        (arm, Value::Object(keys.collect()))
-    });
-    Value::Object(arms.collect())
+    Value::Object(MEASURES.of_record(record))
 }
 
 /// What an arm is of, and the runs of it.
@@ -235,8 +220,8 @@ fn table(record: &Record<String>) -> String {
         if arm.starts_with("host") {
             text += &format!(
                 "| {arm} | {:.1} MiB | {:.3} % |\n",
-                median(samples, "kernel_bytes") / MIB,
-                100.0 * median(samples, "kernel_share"),
+                MEASURES.median(samples, "kernel_bytes") / MIB,
+                100.0 * MEASURES.median(samples, "kernel_share"),
             );
         }
     }
@@ -244,7 +229,7 @@ fn table(record: &Record<String>) -> String {
              | | cache | known | forgotten | memory | a page | with the list | a use | list |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for (title, pages, samples) in arms(record, "simulated ", &SIMULATED) {
-        let of = |key: &str| median(samples, key);
+        let of = |key: &str| MEASURES.median(samples, key);
         let hot = match of("hot_known") {
             share if share.is_nan() => String::new(),
             share => format!(" ({:.1} % of what is hot)", 100.0 * share),
@@ -265,7 +250,7 @@ fn table(record: &Record<String>) -> String {
              | | pages used | known | kernel memory before | after | memory | of it program and map | with the list | CPU a minute |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for (title, count, samples) in arms(record, "tracked ", &REAL) {
-        let of = |key: &str| median(samples, key);
+        let of = |key: &str| MEASURES.median(samples, key);
         text += &format!(
             "| {count} {title} | {:.0} | {:.0} | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.1} MiB | {:.2} s |\n",
             of("used_pages"),
@@ -313,7 +298,7 @@ fn draw(record: &Record<String>, path: &Path) -> Result<()> {
     let point = |(_, pages, samples): &Arm<'_>| {
         (
             *pages as f64 / 262_144.0,
-            median(samples, "peak_bytes") / MIB,
+            MEASURES.median(samples, "peak_bytes") / MIB,
         )
     };
     let lines = SIMULATED.map(|(_, title)| Growth {

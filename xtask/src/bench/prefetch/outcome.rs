@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{ARMS, MIGRATOR, SHAPES};
+use crate::bench::measures::Measures;
 use crate::bench::plot::{self, Row};
 use crate::bench::record::Record;
-use crate::bench::statistics::Summary;
 
 pub(super) fn line(sample: &Value) -> String {
     let number = |key: &str| sample[key].as_f64().unwrap_or(f64::NAN);
@@ -23,31 +23,23 @@ pub(super) fn line(sample: &Value) -> String {
     )
 }
 
-/// What is computed of each sample.
-fn derived(sample: &Value, key: &str) -> Option<f64> {
-    let number = |key: &str| sample[key].as_f64();
-    match key {
-        "unasked_share" => Some(number("unasked")? / number("pages")?),
-        "missing_share" => Some(number("missing")? / number("pages")?),
-        key => number(key),
-    }
-}
-
-const KEYS: [&str; 5] = [
-    "seconds",
-    "bytes_per_second",
-    "cpu_seconds_per_gib",
-    "unasked_share",
-    "missing_share",
-];
-
-fn summary_of(samples: &[Value], key: &str) -> Option<Summary> {
-    Summary::of_each(samples, |sample| derived(sample, key))
-}
-
-fn median(samples: &[Value], key: &str) -> f64 {
-    summary_of(samples, key).map_or(f64::NAN, |summary| summary.median)
-}
+const MEASURES: Measures = Measures {
+    keys: &[
+        "seconds",
+        "bytes_per_second",
+        "cpu_seconds_per_gib",
+        "unasked_share",
+        "missing_share",
+    ],
+    derived: |sample, key| {
+        let number = |key: &str| sample[key].as_f64();
+        match key {
+            "unasked_share" => Some(number("unasked")? / number("pages")?),
+            "missing_share" => Some(number("missing")? / number("pages")?),
+            _ => None,
+        }
+    },
+};
 
 /// Shape and arm of what has runs.
 fn parts(arm: &str) -> (&str, &str) {
@@ -92,10 +84,10 @@ fn split(shape: &str) -> (Option<u32>, &str) {
 /// is slower.
 fn speed_to(arms: &[(String, &[Value])], who: impl Fn(&str) -> bool) -> Option<(String, f64)> {
     let own = arms.iter().find(|(arm, _)| arm == MIGRATOR)?;
-    let own = median(own.1, "seconds");
+    let own = MEASURES.median(own.1, "seconds");
     arms.iter()
         .filter(|(arm, _)| arm != MIGRATOR && who(arm))
-        .map(|(arm, samples)| (arm.clone(), median(samples, "seconds") / own))
+        .map(|(arm, samples)| (arm.clone(), MEASURES.median(samples, "seconds") / own))
         .min_by(|one, other| one.1.total_cmp(&other.1))
 }
 
@@ -104,11 +96,7 @@ fn is_fio(arm: &str) -> bool {
 }
 
 pub(super) fn summary(record: &Record<String>) -> Value {
-    let mut all = Map::new();
-    for (name, samples) in record.arms() {
-        let keys = KEYS.map(|key| (key.to_owned(), json!(summary_of(samples, key))));
-        all.insert(name, Value::Object(keys.into_iter().collect()));
-    }
+    let mut all = MEASURES.of_record(record);
     for (shape, arms) in by_shape(record) {
         let to = |who: fn(&str) -> bool| {
             speed_to(&arms, who).map(|(arm, speed)| json!({ "arm": arm, "speed": speed }))
@@ -140,8 +128,9 @@ pub(super) fn table(record: &Record<String>) -> String {
             shape_title(&shape)
         );
         for (arm, samples) in &arms {
-            let of = |key: &str| median(samples, key);
-            let spread = summary_of(samples, "seconds")
+            let of = |key: &str| MEASURES.median(samples, key);
+            let spread = MEASURES
+                .summary(samples, "seconds")
                 .map_or_else(String::new, |it| format!("{:.3}-{:.3}", it.min, it.max));
             let percent = |share: f64| match share {
                 0.0 => "-".to_owned(),
@@ -182,7 +171,7 @@ pub(super) fn draw(record: &Record<String>, path: &Path) -> Result<()> {
     let mut rows = Vec::new();
     for (shape, arms) in by_shape(record) {
         let own = arms.iter().find(|(arm, _)| arm == MIGRATOR);
-        let own = own.map_or(f64::NAN, |(_, samples)| median(samples, "seconds"));
+        let own = own.map_or(f64::NAN, |(_, samples)| MEASURES.median(samples, "seconds"));
         for (arm, samples) in arms {
             let seconds = samples.iter().filter_map(|it| it["seconds"].as_f64());
             // The picture is about who is near; what takes longer is at its edge.
