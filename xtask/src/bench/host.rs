@@ -126,8 +126,9 @@ impl Options {
             record.go_on(workspace)?;
         }
         println!("{}: {}", kind.name, setting(&record, &host));
+        let mut order: Vec<_> = kind.arms.iter().collect();
         for run in 1..=self.runs {
-            for (arm, args) in &kind.arms {
+            for (arm, args) in &order {
                 let mut args = args.clone();
                 args.push(format!("--seed={run}"));
                 let sample =
@@ -139,6 +140,8 @@ impl Options {
                     record.keep(workspace, &(kind.summary)(&record))?;
                 }
             }
+            // What one leaves behind is not always found by the same other one.
+            order.reverse();
         }
         let table = (kind.table)(&record);
         println!("\n{table}");
