@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use migrator::pagelist::{HotFile, PageIndexList};
 use migrator::residency::{self, Residency};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::sync;
 
 use crate::PAGE_SIZE;
 
@@ -27,6 +28,8 @@ const VISITORS: usize = 16;
 /// # Errors
 /// When pages stay, or this is not root.
 pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
+    // What others have written is neither dropped nor written later.
+    sync();
     for list in lists {
         each(list, |file| {
             let open = open(file)?;
