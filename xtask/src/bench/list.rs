@@ -76,14 +76,11 @@ const MEASURES: Measures = Measures {
         "decoded_pages_per_second",
         "decoder_bytes",
     ],
-    derived: |sample, key| {
-        let number = |key: &str| sample[key].as_f64();
-        match key {
-            "to_entropy" => Some(number("bytes")? / number("entropy_bytes")?),
-            "pages_per_second" => Some(number("pages")? / number("seconds")?),
-            "decoded_pages_per_second" => Some(number("pages")? / number("decode_seconds")?),
-            _ => None,
-        }
+    derived: |key, number| match key {
+        "to_entropy" => Some(number("bytes")? / number("entropy_bytes")?),
+        "pages_per_second" => Some(number("pages")? / number("seconds")?),
+        "decoded_pages_per_second" => Some(number("pages")? / number("decode_seconds")?),
+        _ => None,
     },
 };
 

@@ -6,18 +6,22 @@ use serde_json::{Map, Value, json};
 use super::record::Record;
 use super::statistics::Summary;
 
+/// The numbers that a sample has.
+pub(super) type Numbers<'a> = &'a dyn Fn(&str) -> Option<f64>;
+
 /// The numbers that a benchmark is about.
 pub(super) struct Measures {
     /// Those that its record sums up.
     pub(super) keys: &'static [&'static str],
-    /// What is computed of a sample. Others are found in it.
-    pub(super) derived: fn(&Value, &str) -> Option<f64>,
+    /// What is computed of the numbers of a sample. Others are found in it.
+    pub(super) derived: fn(&str, Numbers<'_>) -> Option<f64>,
 }
 
 impl Measures {
     /// The number of a sample, if it has it.
     pub(super) fn of(&self, sample: &Value, key: &str) -> Option<f64> {
-        (self.derived)(sample, key).or_else(|| sample[key].as_f64())
+        let number = |key: &str| sample[key].as_f64();
+        (self.derived)(key, &number).or_else(|| number(key))
     }
 
     /// That of those of the samples that have it.
@@ -51,8 +55,8 @@ mod tests {
 
     const MEASURES: Measures = Measures {
         keys: &["seconds", "speed", "temperature"],
-        derived: |sample, key| match key {
-            "speed" => Some(sample["pages"].as_f64()? / sample["seconds"].as_f64()?),
+        derived: |key, number| match key {
+            "speed" => Some(number("pages")? / number("seconds")?),
             _ => None,
         },
     };

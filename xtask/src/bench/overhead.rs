@@ -119,8 +119,8 @@ fn line(sample: &Value) -> String {
 
 const MEASURES: Measures = Measures {
     keys: &["ratio", "added_ns", "alone_ns"],
-    derived: |sample, key| match key {
-        "added_ns" => Some(sample["ns"].as_f64()? - sample["alone_ns"].as_f64()?),
+    derived: |key, number| match key {
+        "added_ns" => Some(number("ns")? - number("alone_ns")?),
         _ => None,
     },
 };

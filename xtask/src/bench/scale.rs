@@ -169,15 +169,12 @@ const MEASURES: Measures = Measures {
         "list_cpu_seconds",
         "cpu_seconds_per_minute",
     ],
-    derived: |sample, key| {
-        let number = |key: &str| sample[key].as_f64();
-        match key {
-            "ns_per_use" => Some(1e9 * number("cpu_seconds")? / number("uses")?),
-            "bytes_per_page" => Some(number("memory_bytes")? / number("known_pages")?),
-            "cpu_seconds_per_minute" => Some(60.0 * number("cpu_seconds")? / number("seconds")?),
-            "kernel_share" => Some(number("kernel_bytes")? / number("cache_bytes")?),
-            _ => None,
-        }
+    derived: |key, number| match key {
+        "ns_per_use" => Some(1e9 * number("cpu_seconds")? / number("uses")?),
+        "bytes_per_page" => Some(number("memory_bytes")? / number("known_pages")?),
+        "cpu_seconds_per_minute" => Some(60.0 * number("cpu_seconds")? / number("seconds")?),
+        "kernel_share" => Some(number("kernel_bytes")? / number("cache_bytes")?),
+        _ => None,
     },
 };
 

@@ -31,13 +31,10 @@ const MEASURES: Measures = Measures {
         "unasked_share",
         "missing_share",
     ],
-    derived: |sample, key| {
-        let number = |key: &str| sample[key].as_f64();
-        match key {
-            "unasked_share" => Some(number("unasked")? / number("pages")?),
-            "missing_share" => Some(number("missing")? / number("pages")?),
-            _ => None,
-        }
+    derived: |key, number| match key {
+        "unasked_share" => Some(number("unasked")? / number("pages")?),
+        "missing_share" => Some(number("missing")? / number("pages")?),
+        _ => None,
     },
 };
 
