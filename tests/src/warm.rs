@@ -8,8 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use migrator::pagelist::{HotFile, PageIndexList};
@@ -31,7 +30,7 @@ pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
     // What others have written is neither dropped nor written later.
     sync();
     for list in lists {
-        each(list, |file| {
+        each(&list.files, |file| {
             let open = open(file)?;
             posix_fadvise(&open, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
                 .with_context(|| format!("failed to evict {}", file.identity.path.display()))
@@ -52,13 +51,14 @@ pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
 /// # Errors
 /// When one can't be read.
 pub fn read(list: &PageIndexList) -> Result<()> {
-    each(list, |file| {
+    each(&list.files, |file| {
         // A system call for 8 KiB each would take seconds where processors are emulated.
         let mut reader = BufReader::with_capacity(1 << 20, open(file)?);
         io::copy(&mut reader, &mut io::sink())
             .with_context(|| format!("failed to read {}", file.identity.path.display()))?;
         Ok(())
-    })
+    })?;
+    Ok(())
 }
 
 /// How many of the pages that the list names are in the cache.
@@ -83,29 +83,36 @@ fn pages_of(
     list: &PageIndexList,
     ranges: impl Fn(&HotFile) -> Vec<Range<u64>> + Sync,
 ) -> Result<u64> {
-    let pages = AtomicU64::new(0);
-    each(list, |file| {
+    let pages = each(&list.files, |file| {
         let found = residency::resident(&open(file)?, &ranges(file))
             .with_context(|| format!("failed to ask about {}", file.identity.path.display()))?;
         let Residency::Known(found) = found else {
             bail!("the kernel does not say what is resident");
         };
-        pages.fetch_add(found.iter().map(|it| it.end - it.start).sum(), Relaxed);
-        Ok(())
+        Ok(found.iter().map(|it| it.end - it.start).sum::<u64>())
     })?;
-    Ok(pages.into_inner())
+    Ok(pages.iter().sum())
 }
 
-/// Visits the files of a list, several at a time: over a network each takes round trips.
-fn each(list: &PageIndexList, visit: impl Fn(&HotFile) -> Result<()> + Sync) -> Result<()> {
-    let part = list.files.len().div_ceil(VISITORS).max(1);
+/// Visits files, several at a time, for over a network each takes round trips. What
+/// comes of them is in their order.
+fn each<F: Sync, T: Send>(files: &[F], visit: impl Fn(&F) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let part = files.len().div_ceil(VISITORS).max(1);
+    let visit = &|files: &[F]| files.iter().map(&visit).collect::<Result<Vec<T>>>();
     thread::scope(|scope| {
-        let parts = list.files.chunks(part);
-        let visitors: Vec<_> = parts
-            .map(|files| scope.spawn(|| files.iter().try_for_each(&visit)))
+        let visitors: Vec<_> = files
+            .chunks(part)
+            .map(|files| scope.spawn(move || visit(files)))
             .collect();
-        let mut all = visitors.into_iter().map(ScopedJoinHandle::join);
-        all.try_for_each(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
+        let mut all = Vec::with_capacity(files.len());
+        for visitor in visitors {
+            all.extend(
+                visitor
+                    .join()
+                    .unwrap_or_else(|panic| resume_unwind(panic))?,
+            );
+        }
+        Ok(all)
     })
 }
 

@@ -40,28 +40,24 @@ impl Shape {
     pub fn list(self, directory: &Path, size: u64, files: u64, seed: u64) -> Result<PageIndexList> {
         let in_file = size / PAGE_SIZE as u64;
         let mut random = Random::new(seed << 40);
-        let mut hot = Vec::new();
-        match self {
+        let single = |runs| vec![(directory.join("file"), in_file, runs)];
+        let parts = match self {
             Self::Files => {
                 let mut lengths = Random::new(0);
-                for number in 0..files {
+                let small = (0..files).map(|number| {
                     let pages = 1 + lengths.below(7);
                     let path = directory
                         .join(format!("{}", number / IN_DIRECTORY))
                         .join(format!("{}", number % IN_DIRECTORY));
-                    let runs = vec![run(0..pages, heat(&mut random))];
-                    hot.push(file(&path, pages, runs)?);
-                }
-                hot = random.shuffled(hot);
+                    (path, pages, vec![run(0..pages, heat(&mut random))])
+                });
+                let small: Vec<_> = small.collect();
+                random.shuffled(small)
             }
-            Self::Whole => {
-                let runs = vec![run(0..in_file, 2)];
-                hot.push(file(&directory.join("file"), in_file, runs)?);
-            }
+            Self::Whole => single(vec![run(0..in_file, 2)]),
             Self::Random => {
                 let pages = (0..in_file).filter(|_| random.below(10) == 0).collect();
-                let runs = runs(pages, |_| 0, seed);
-                hot.push(file(&directory.join("file"), in_file, runs)?);
+                single(runs(pages, |_| 0, seed))
             }
             Self::Clustered => {
                 let pieces = (0..in_file).step_by(PIECE as usize);
@@ -69,13 +65,12 @@ impl Shape {
                 let pages = hot_pieces.iter().flat_map(|piece| *piece..piece + PIECE);
                 let pages = pages.filter(|page| *page < in_file && random.below(8) > 0);
                 let pages = pages.collect();
-                let runs = runs(pages, |page| page / PIECE, seed);
-                hot.push(file(&directory.join("file"), in_file, runs)?);
+                single(runs(pages, |page| page / PIECE, seed))
             }
-        }
+        };
         Ok(PageIndexList {
             page_size: PAGE_SIZE as u32,
-            files: hot,
+            files: super::each(&parts, |(path, pages, runs)| file(path, *pages, runs))?,
         })
     }
 }
@@ -111,7 +106,7 @@ fn heat(random: &mut Random) -> Heat {
 }
 
 /// A file of so many pages, made unless it is there.
-fn file(path: &Path, pages: u64, runs: Vec<Run>) -> Result<HotFile> {
+fn file(path: &Path, pages: u64, runs: &[Run]) -> Result<HotFile> {
     let size = pages * PAGE_SIZE as u64;
     if path.metadata().map(|it| it.len()).ok() != Some(size) {
         make(path, pages).with_context(|| format!("failed to make {}", path.display()))?;
@@ -126,7 +121,10 @@ fn file(path: &Path, pages: u64, runs: Vec<Run>) -> Result<HotFile> {
         size,
         mtime_ns: mtime_ns(&metadata),
     };
-    Ok(HotFile { identity, runs })
+    Ok(HotFile {
+        identity,
+        runs: runs.to_vec(),
+    })
 }
 
 fn make(path: &Path, pages: u64) -> std::io::Result<()> {
