@@ -106,10 +106,11 @@ pub fn observe(
         if !tracker.is_paused() {
             next = next.min(now + COLLECT_EVERY);
         }
-        if signals.wait(tracker.wakes(), next.saturating_duration_since(now))? {
+        let interrupted = signals.wait(tracker.wakes(), next.saturating_duration_since(now))?;
+        tracker.collect()?;
+        if interrupted {
             return Ok(Ended::Interrupted);
         }
-        tracker.collect()?;
     }
 }
 

@@ -27,11 +27,11 @@ const PROC: &str = "/proc";
 /// that opens thousands of files must not make it overflow.
 const EVENTS_AT_ONCE: usize = 256;
 
-/// A sample that is not older serves a second time: at the end of an epoch,
-/// and for what is printed of it.
+/// The access map is emptied no more often, unless there is news.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// The same for a look at the processes, which is to miss nothing at the end.
+/// A look at the processes that is not older serves a second time: at the end of
+/// an epoch, and for what is printed of it.
 const JUST_NOW: Duration = Duration::from_millis(2);
 
 /// A target under observation.
@@ -45,7 +45,9 @@ pub struct Tracker {
     generations: HashMap<FileId, u32>,
     /// What the latest sample left out.
     unsampled: BTreeMap<Reason, u64>,
-    sampled_at: Option<Instant>,
+    /// Whether no time has passed since, so that it serves a second time: at the end
+    /// of an epoch, and for what is printed of it.
+    is_sampled: bool,
     /// When the processes' open and mapped files were looked at.
     looked_at: Option<Instant>,
     /// How many pages of files each process had mapped then.
@@ -141,7 +143,7 @@ impl Tracker {
             known: Known::default(),
             generations: HashMap::new(),
             unsampled: BTreeMap::new(),
-            sampled_at: None,
+            is_sampled: false,
             looked_at: None,
             mapped: HashMap::new(),
             drained_at: Instant::now(),
@@ -238,11 +240,12 @@ impl Tracker {
     }
 
     /// Takes over what the source has seen. Wants to be called whenever
-    /// [`Self::wakes`] is readable, and ten times a second.
+    /// [`Self::wakes`] is readable, ten times a second, and at the end.
     ///
     /// # Errors
     /// The source failed.
     pub fn collect(&mut self) -> anyhow::Result<()> {
+        self.is_sampled = false;
         let (Source::Ebpf(source), Some(_)) = (&mut self.source, self.observing) else {
             return Ok(());
         };
@@ -511,10 +514,10 @@ impl Tracker {
         overview
     }
 
-    /// Takes a sample, unless the latest is still fresh. What is known of a
-    /// file that is closed by now stays.
+    /// Takes a sample, unless the latest shows what is. What is known of a file that
+    /// is closed by now stays.
     fn sample(&mut self) -> anyhow::Result<()> {
-        if self.sampled_at.is_some_and(|at| at.elapsed() < FRESH) {
+        if self.is_sampled {
             return Ok(());
         }
         if let Source::Lru(sampler) = &self.source {
@@ -526,7 +529,7 @@ impl Tracker {
                 self.known.sampled.insert(key, file);
             }
             self.unsampled = sample.left_out;
-            self.sampled_at = Some(Instant::now());
+            self.is_sampled = true;
         }
         Ok(())
     }
