@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use migrator::pagelist::{HotFile, PageIndexList};
 use migrator::residency::{self, Residency};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::stat::major;
 use nix::unistd::sync;
 
 use crate::PAGE_SIZE;
@@ -22,7 +23,14 @@ use crate::PAGE_SIZE;
 const VISITORS: usize = 16;
 
 /// Drops all pages of the files of some lists from the cache, and with them what the
-/// kernel remembers of files and directories.
+/// kernel remembers of files and directories; on a disk its blocks as well, which takes
+/// the pages of everybody.
+///
+/// Programs stay in the cache where files come over a network, as in a virtual machine
+/// whose processors are emulated: of a page that has had code, QEMU forgets piece by
+/// piece what it has translated, when it is written to, which takes seconds. It would be
+/// whoever comes next who reads into the pages of the program that went, and fio's are
+/// the most.
 ///
 /// # Errors
 /// When pages stay, or this is not root.
@@ -36,7 +44,10 @@ pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
                 .with_context(|| format!("failed to evict {}", file.identity.path.display()))
         })?;
     }
-    fs::write("/proc/sys/vm/drop_caches", "3").context("failed to drop the caches")?;
+    let mut files = lists.iter().flat_map(|list| &list.files);
+    let all_remote = files.all(|file| major(file.identity.device) == 0);
+    let what = if all_remote { "2" } else { "3" };
+    fs::write("/proc/sys/vm/drop_caches", what).context("failed to drop the caches")?;
     for list in lists {
         let stay = resident(list)?;
         ensure!(stay == 0, "{stay} pages stay in the cache");

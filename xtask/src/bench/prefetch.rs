@@ -138,6 +138,10 @@ fn over_nfs(workspace: &Workspace, args: &Args, program: &Path) -> Result<()> {
         let options = of_shape(shape, SERVED, size, files).join(" ");
         hosts.storage.run(&format!("{WARM} make {options}"))?;
     }
+    // An emulated processor's instructions are translated for each address at which they
+    // are, so that a rehearsal is one only where programs always begin at the same.
+    let fixed = "echo 0 > /proc/sys/kernel/randomize_va_space";
+    hosts.destination.run(fixed)?;
     let mut arms = Vec::new();
     for delay in &args.nfs {
         for shape in &args.shapes {
