@@ -44,15 +44,23 @@ pub fn cool(lists: &[&PageIndexList]) -> Result<()> {
                 .with_context(|| format!("failed to evict {}", file.identity.path.display()))
         })?;
     }
-    let mut files = lists.iter().flat_map(|list| &list.files);
-    let all_remote = files.all(|file| major(file.identity.device) == 0);
-    let what = if all_remote { "2" } else { "3" };
+    let what = if lists.iter().any(|list| is_on_disk(list)) {
+        "3"
+    } else {
+        "2"
+    };
     fs::write("/proc/sys/vm/drop_caches", what).context("failed to drop the caches")?;
     for list in lists {
         let stay = resident(list)?;
         ensure!(stay == 0, "{stay} pages stay in the cache");
     }
     Ok(())
+}
+
+/// Whether files of the list are on a disk of this host, and not all on a network.
+pub fn is_on_disk(list: &PageIndexList) -> bool {
+    let mut files = list.files.iter();
+    files.any(|file| major(file.identity.device) != 0)
 }
 
 /// Reads all of the files. In a virtual machine the host takes back memory that has not

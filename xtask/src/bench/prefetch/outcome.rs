@@ -153,10 +153,14 @@ pub(super) fn table(record: &Record<String>) -> String {
         });
         let best: Vec<_> = best.collect();
         if !best.is_empty() {
-            let runs = arms.iter().map(|(_, samples)| samples.len()).min();
+            let runs = || arms.iter().map(|(_, samples)| samples.len());
+            // Those that are far behind may have fewer.
+            let runs = match (runs().min(), runs().max()) {
+                (Some(fewest), Some(most)) if fewest < most => format!("{fewest} to {most}"),
+                (_, most) => most.unwrap_or_default().to_string(),
+            };
             text += &format!(
-                "\nIn the medians of {} runs migrator has {}.\n\n",
-                runs.unwrap_or_default(),
+                "\nIn the medians of {runs} runs migrator has {}.\n\n",
                 best.join(", ")
             );
         }
@@ -220,6 +224,15 @@ mod tests {
         }
         assert_eq!(summary(&record())["whole"]["to_best_peer"]["arm"], "cat");
         assert_eq!(shape_title("10ms-files"), "small files, 10 ms away");
+    }
+
+    #[test]
+    fn the_table_says_how_many_runs_there_are() {
+        let mut record = record();
+        assert!(table(&record).contains("of 3 runs migrator"));
+        let more = json!({ "seconds": 1.0 });
+        record.push("whole cat".to_owned(), more);
+        assert!(table(&record).contains("of 3 to 4 runs migrator"));
     }
 
     #[test]
