@@ -47,7 +47,7 @@ impl Code {
     }
 
     /// Writes a number of the column.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write(self, bits: &mut BitWriter<'_>, value: u64) {
         let Self::Rice {
             least,
@@ -60,22 +60,18 @@ impl Code {
         };
         let value = value - least;
         let (quotient, low) = (value >> shift, value & low_bits(shift));
-        if quotient < u64::from(limit) {
-            let quotient = quotient as u32;
-            let unary = quotient + 1;
-            if unary + shift <= MAX_BITS {
-                // What is usual, in one go.
-                bits.put(low << unary | low_bits(quotient), unary + shift);
-                return;
-            }
-            bits.put(low_bits(quotient), unary);
+        let ones = quotient.min(u64::from(limit)) as u32;
+        let unary = ones + u32::from(ones < limit);
+        if ones < ESCAPE && unary + shift <= MAX_BITS {
+            // What is usual, in one go.
+            bits.put(low << unary | low_bits(ones), unary + shift);
         } else {
-            bits.put(low_bits(limit), limit);
-            if limit == ESCAPE {
+            bits.put(low_bits(ones), unary);
+            if ones == ESCAPE {
                 gamma(bits, quotient - u64::from(ESCAPE) + 1);
             }
+            bits.put(low, shift);
         }
-        bits.put(low, shift);
     }
 
     /// Reads a number of the column; `None` if it is too large.
@@ -113,6 +109,7 @@ impl Code {
 
 /// Writes a number from 1 on: as many zeros as it has bits after the first,
 /// then the bits.
+#[cold]
 fn gamma(bits: &mut BitWriter<'_>, value: u64) {
     let zeros = value.ilog2();
     bits.put(1 << zeros, zeros + 1);

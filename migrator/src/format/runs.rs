@@ -167,25 +167,30 @@ struct Stats {
 
 impl Stats {
     fn of(runs: &[Run]) -> Self {
-        let gaps = || runs.windows(2).map(|pair| pair[1].index - pair[0].end());
-        let lengths = || runs.iter().map(|run| u64::from(run.pages) - 1);
-        let least = gaps().min().unwrap_or(0);
+        // The runs are more than the nearest cache holds: all that is asked of them is
+        // asked in two rounds.
+        let (mut least_gap, mut shortest) = (None, u32::MAX);
+        for (run, gap) in with_gaps(runs.iter().copied()) {
+            least_gap = [least_gap, gap].into_iter().flatten().min();
+            shortest = shortest.min(run.pages);
+        }
+        let least_gap = least_gap.unwrap_or(0);
         let mut stats = Self {
-            gaps: Histogram::new(least),
-            gaps_from_zero: (least > 0).then(|| Histogram::new(0)),
-            lengths: Histogram::new(lengths().min().unwrap_or(0)),
+            gaps: Histogram::new(least_gap),
+            gaps_from_zero: (least_gap > 0).then(|| Histogram::new(0)),
+            lengths: Histogram::new(u64::from(shortest) - 1),
             heats_by_run: [0; 256],
             heats_by_page: [0; 256],
             runs: runs.len() as u64,
             pages: 0,
         };
-        for gap in gaps() {
-            stats.gaps.add(gap, 1);
-        }
-        if let Some(from_zero) = &mut stats.gaps_from_zero {
-            gaps().for_each(|gap| from_zero.add(gap, 1));
-        }
-        for run in runs {
+        for (run, gap) in with_gaps(runs.iter().copied()) {
+            if let Some(gap) = gap {
+                stats.gaps.add(gap, 1);
+                if let Some(from_zero) = &mut stats.gaps_from_zero {
+                    from_zero.add(gap, 1);
+                }
+            }
             let pages = u64::from(run.pages);
             stats.lengths.add(pages - 1, 1);
             stats.heats_by_run[usize::from(run.heat)] += 1;
@@ -204,6 +209,16 @@ impl Stats {
         gaps.add(0, self.pages - self.runs);
         Layout::choose(&gaps, &Histogram::new(0), &self.heats_by_page)
     }
+}
+
+/// Each run with the gap before it, which the first one has not.
+fn with_gaps(runs: impl Iterator<Item = Run>) -> impl Iterator<Item = (Run, Option<u64>)> {
+    let mut end = None;
+    runs.map(move |run| {
+        let gap = end.map(|end| run.index - end);
+        end = Some(run.end());
+        (run, gap)
+    })
 }
 
 /// The codes of a frame.
@@ -258,14 +273,12 @@ fn write(layout: &Layout, items: u64, runs: impl Iterator<Item = Run>, payload: 
         rank[usize::from(*heat)] = place;
     }
     let mut bits = BitWriter::new(payload);
-    let mut end = None;
-    for run in runs {
-        if let Some(end) = end {
-            layout.gaps.write(&mut bits, run.index - end);
+    for (run, gap) in with_gaps(runs) {
+        if let Some(gap) = gap {
+            layout.gaps.write(&mut bits, gap);
         }
         layout.lengths.write(&mut bits, u64::from(run.pages) - 1);
         layout.ranks.write(&mut bits, rank[usize::from(run.heat)]);
-        end = Some(run.end());
     }
     bits.finish();
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufReader, Write};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use migrator::duty;
-use migrator::format::{Reader, Record, Writer};
-use migrator::heat::{FileId, HeatMap, Ranking};
-use migrator::pagelist::{FileIdentity, HotFile, PageIndexList};
+use migrator::format::{self, Reader, Record, Writer};
+use migrator::heat::{FileId, HeatMap, Ranking, Sum};
+use migrator::pagelist::{FileIdentity, PageIndexList};
 use migrator::source::ebpf::Sizes;
 use migrator_common::access::{CHUNK_PAGES, CURSORS, ChunkBits, ChunkKey, Cursor};
 use migrator_tests::PAGE_SIZE;
@@ -198,24 +198,16 @@ fn list(shape: Shape, pages: u64, seed: u64) -> Result<Value> {
     map.drain(|key, bits| heat.mark(file_id(key.device(), key.inode), key.chunk(), bits))
         .context("failed to empty the access map")?;
     let collected = start.elapsed();
-    let mut list = PageIndexList {
-        page_size: PAGE_SIZE as u32,
-        files: Vec::new(),
-    };
-    for file in heat.files() {
-        let runs = heat.runs(file, 1, u64::MAX);
-        let identity = identity(file, runs.last().map_or(0, |run| run.end()));
-        list.files.push(HotFile { identity, runs });
-    }
-    list.hottest_first();
+    let files = rank(&heat);
     let ranked = start.elapsed();
-    let mut writer = Writer::new(Vec::new(), list.page_size)?;
-    for file in &list.files {
-        writer.file(file)?;
-    }
-    let bytes = writer.finish()?;
+    let bytes = write(&heat, &files, Vec::new())?;
     let encoded = start.elapsed();
 
+    let list = format::read_list(&bytes[..]).context("failed to read the list")?;
+    let mut came_back = files.iter().zip(&list.files);
+    let is_whole = files.len() == list.files.len()
+        && came_back.all(|((file, _), read)| heat.runs(*file, 1, u64::MAX) == read.runs);
+    ensure!(is_whole, "the list came back as another");
     ensure!(list.pages() + heat.forgotten() == pages, "pages were lost");
     let encoded_in_file = tempfile::NamedTempFile::new().context("failed to create a file")?;
     fs::write(encoded_in_file.path(), &bytes).context("failed to write the list")?;
@@ -228,7 +220,7 @@ fn list(shape: Shape, pages: u64, seed: u64) -> Result<Value> {
     let decoded: Value = serde_json::from_slice(&decoded.stdout).context("failed to decode")?;
     ensure!(
         decoded["pages"] == list.pages(),
-        "the list came back as another"
+        "pages were lost on the way"
     );
     Ok(json!({
         "pages": list.pages(),
@@ -312,6 +304,26 @@ fn kernel(gib: u64, files: u64) -> Value {
     })
 }
 
+/// The files that are known, the hottest first, as a tracker finds them at its end.
+fn rank(heat: &HeatMap) -> Vec<(FileId, Sum)> {
+    let files = heat.files();
+    let mut files: Vec<_> = files
+        .map(|file| (file, heat.sum(file, 1, u64::MAX)))
+        .collect();
+    files.sort_by(|(_, one), (_, other)| other.hotness().total_cmp(&one.hotness()));
+    files
+}
+
+/// Writes their pages, as a tracker does.
+fn write<W: Write>(heat: &HeatMap, files: &[(FileId, Sum)], output: W) -> Result<W> {
+    let mut writer = Writer::new(output, PAGE_SIZE as u32)?;
+    for (file, sum) in files {
+        writer.begin(&identity(*file, sum.pages))?;
+        heat.each_runs(*file, 1, u64::MAX, |runs| writer.runs(runs))?;
+    }
+    Ok(writer.finish()?)
+}
+
 fn simulation(cache: Cache, pages: u64, epochs: u32, seed: u64) -> Result<Value> {
     let before = status("VmRSS:")?;
     let mut heat = HeatMap::default();
@@ -319,20 +331,9 @@ fn simulation(cache: Cache, pages: u64, epochs: u32, seed: u64) -> Result<Value>
     let uses = simulation::tell(&mut heat, cache, pages, epochs, seed);
     let told = cpu_seconds()?;
     let memory = status("VmRSS:")? - before;
-    // As a tracker writes it at its end.
-    let mut files: Vec<_> = heat
-        .files()
-        .map(|file| (heat.sum(file, 1, u64::MAX), identity(file, pages)))
-        .collect();
-    files.sort_by(|(one, _), (other, _)| other.hotness().total_cmp(&one.hotness()));
-    let mut writer = Writer::new(std::io::sink(), PAGE_SIZE as u32)?;
-    for (_, identity) in &files {
-        writer.begin(identity)?;
-        let file = file_id(identity.device as u32, identity.inode);
-        heat.each_runs(file, 1, u64::MAX, |runs| writer.runs(runs))?;
-    }
-    writer.finish()?;
-    let known: u64 = files.iter().map(|(sum, _)| sum.pages).sum();
+    let files = rank(&heat);
+    write(&heat, &files, std::io::sink())?;
+    let known: u64 = files.iter().map(|(_, sum)| sum.pages).sum();
     let hot = match cache {
         Cache::Hot => Some(hot(&heat, pages)),
         _ => None,
