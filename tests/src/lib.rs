@@ -15,6 +15,7 @@ pub mod reader;
 pub mod score;
 pub mod steps;
 pub mod strace;
+pub mod testhost;
 pub mod track;
 pub mod warm;
 

@@ -90,6 +90,26 @@ pub struct Hosts {
     _lock: File,
 }
 
+/// Returns a directory with Debian and these packages, for tests that make hosts
+/// of namespaces. Its files are not to be changed.
+///
+/// # Errors
+/// Returns an error when the packages can't be installed; that needs root.
+pub fn debian(packages: &[&str]) -> Result<PathBuf> {
+    let cache = Workspace::find()?.target().join("vm");
+    fs::create_dir_all(&cache).with_context(|| format!("failed to create {}", cache.display()))?;
+    let _lock = lock(&cache)?;
+    image::directory(&cache, packages)
+}
+
+/// Returns a program of the tests, linked statically.
+///
+/// # Errors
+/// Returns an error when it does not compile.
+pub fn static_program(name: &str) -> Result<PathBuf> {
+    build::guest_program(&Workspace::find()?, name)
+}
+
 /// A host that uses the storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {

@@ -51,6 +51,9 @@ enum Task {
         /// Milliseconds between two steps
         #[arg(long, default_value_t = 10)]
         interval: u64,
+        /// Hold no file locks
+        #[arg(long)]
+        no_locks: bool,
     },
     /// Say as JSON what was done; exit with 1 unless each step was done once
     Verify { directory: PathBuf },
@@ -58,10 +61,19 @@ enum Task {
     Locks { directory: PathBuf },
     /// What `run` starts
     #[command(hide = true)]
-    Child { directory: PathBuf },
+    Child {
+        directory: PathBuf,
+        #[arg(long)]
+        no_locks: bool,
+    },
     /// What that starts
     #[command(hide = true)]
-    Grandchild { directory: PathBuf, parent: u32 },
+    Grandchild {
+        directory: PathBuf,
+        parent: u32,
+        #[arg(long)]
+        no_locks: bool,
+    },
 }
 
 fn main() -> Result<ExitCode> {
@@ -74,9 +86,17 @@ fn main() -> Result<ExitCode> {
         Task::Run {
             directory,
             interval,
-        } => parent(&directory, Duration::from_millis(interval))?,
-        Task::Child { directory } => child(&directory)?,
-        Task::Grandchild { directory, parent } => grandchild(&directory, parent)?,
+            no_locks,
+        } => parent(&directory, Duration::from_millis(interval), !no_locks)?,
+        Task::Child {
+            directory,
+            no_locks,
+        } => child(&directory, !no_locks)?,
+        Task::Grandchild {
+            directory,
+            parent,
+            no_locks,
+        } => grandchild(&directory, parent, !no_locks)?,
         Task::Verify { directory } => {
             let verdict =
                 Verdict::read(&directory.join("ledger")).context("failed to read the ledger")?;
@@ -197,15 +217,17 @@ impl Process {
     }
 }
 
-fn parent(directory: &Path, interval: Duration) -> Result<()> {
+fn parent(directory: &Path, interval: Duration, locks: bool) -> Result<()> {
     let mut process = Process::new(directory, 0)?;
     if Verdict::read(&directory.join("ledger"))?.last > 0 {
         bail!("the ledger has steps already: prepare it anew");
     }
     let lock = open(directory, "posix")?;
-    fcntl(&lock, FcntlArg::F_SETLK(&write_lock())).context("failed to lock posix")?;
+    if locks {
+        fcntl(&lock, FcntlArg::F_SETLK(&write_lock())).context("failed to lock posix")?;
+    }
     let (mut answers, answer) = io::pipe().context("failed to make a pipe")?;
-    let mut child = start(directory, &["child"], answer)?;
+    let mut child = start(directory, &["child"], locks, answer)?;
     let mut orders = child.stdin.take().context("the child has no input")?;
     for step in 1.. {
         process.pass(step);
@@ -229,11 +251,14 @@ fn parent(directory: &Path, interval: Duration) -> Result<()> {
 /// How many steps wait in a pipe.
 const QUEUED: u64 = 100;
 
-fn child(directory: &Path) -> Result<()> {
+fn child(directory: &Path, locks: bool) -> Result<()> {
     let mut process = Process::new(directory, 1)?;
-    let _lock = Flock::lock(open(directory, "flock")?, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, error)| error)
-        .context("failed to lock flock")?;
+    let lock = || {
+        Flock::lock(open(directory, "flock")?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| error)
+            .context("failed to lock flock")
+    };
+    let _lock = locks.then(lock).transpose()?;
     let wrong = Arc::new(AtomicU64::new(0));
     for seed in 0..2 {
         let (data, wrong) = (open_data(directory)?, wrong.clone());
@@ -242,7 +267,7 @@ fn child(directory: &Path) -> Result<()> {
     let output = io::stdout();
     let answer = PipeWriter::from(std::os::fd::AsFd::as_fd(&output).try_clone_to_owned()?);
     let parent = std::os::unix::process::parent_id().to_string();
-    let mut grandchild = start(directory, &["grandchild", &parent], answer)?;
+    let mut grandchild = start(directory, &["grandchild", &parent], locks, answer)?;
     let mut orders = grandchild
         .stdin
         .take()
@@ -289,7 +314,7 @@ fn read_randomly(data: &Data, seed: u64, wrong: &AtomicU64) {
 const MEMORY: usize = 1 << 18;
 const STRIDE: u64 = 1021;
 
-fn grandchild(directory: &Path, parent: u32) -> Result<()> {
+fn grandchild(directory: &Path, parent: u32, locks: bool) -> Result<()> {
     let mut process = Process::new(directory, 2)?;
     let data = open_data(directory)?;
     let mapped = map_private(&data)?;
@@ -316,7 +341,9 @@ fn grandchild(directory: &Path, parent: u32) -> Result<()> {
         if mapped[at..at + PAGE_SIZE] != page(index) {
             process.note(step, &format!("page {index} of the mapping is wrong"));
         }
-        process.check(step, locks_are_held(directory, &posix));
+        if locks {
+            process.check(step, locks_are_held(directory, &posix));
+        }
         let column = usize::from(kernel()? != began_on);
         write_down(&mut process, step, column, pids)?;
         send(&mut output, step)?;
@@ -386,13 +413,19 @@ fn write_lock() -> libc::flock {
 }
 
 /// Starts this program again, with a pipe to it.
-fn start(directory: &Path, task: &[&str], output: PipeWriter) -> Result<std::process::Child> {
+fn start(
+    directory: &Path,
+    task: &[&str],
+    locks: bool,
+    output: PipeWriter,
+) -> Result<std::process::Child> {
     // By its path, which gives the process its name; CRIU opens it again.
     let program = std::env::current_exe().context("failed to find this program")?;
     Command::new(program)
         .arg(task[0])
         .arg(directory)
         .args(&task[1..])
+        .args((!locks).then_some("--no-locks"))
         .stdin(Stdio::piped())
         .stdout(output)
         .spawn()

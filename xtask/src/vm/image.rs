@@ -65,21 +65,46 @@ pub(super) fn root(cache: &Path) -> Result<PathBuf> {
         bail!("the guests' root is installed with mmdebstrap: run this once as root");
     }
     println!("Installing the guests' Debian {SUITE}; this takes a minute or two");
-    let suite = Suite::fetch(SUITE, &cache.join("apt"))?;
     let tree = cache.join("root.partial");
     remove(&tree)?;
-    command::output(
-        Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase"])
-            .arg(format!("--include={}", PACKAGES.join(",")))
-            .arg(SUITE)
-            .arg(&tree)
-            .arg(suite.sources())
-            .env("LC_ALL", "C"),
-    )?;
+    install(cache, PACKAGES, &tree)?;
     ext4(&tree, &image, ROOT_SIZE)?;
     remove(&tree)?;
     Ok(image)
+}
+
+/// Returns a directory with the same Debian and these packages, for hosts that
+/// share the running kernel; from the cache or the Debian mirror.
+///
+/// # Errors
+/// Returns an error when it can't be made; that needs root.
+pub(super) fn directory(cache: &Path, packages: &[&str]) -> Result<PathBuf> {
+    let digest = Sha256::digest(format!("{SUITE} {packages:?}"));
+    let tree = cache.join(format!("testhost-root-{}", &format!("{digest:x}")[..16]));
+    if tree.exists() {
+        return Ok(tree);
+    }
+    println!("Installing Debian {SUITE} for the test hosts; this takes a minute");
+    let partial = cache.join("testhost-root.partial");
+    remove(&partial)?;
+    install(cache, packages, &partial)?;
+    fs::rename(&partial, &tree).with_context(|| format!("failed to create {}", tree.display()))?;
+    Ok(tree)
+}
+
+/// Installs packages of the suite into a directory.
+fn install(cache: &Path, packages: &[&str], tree: &Path) -> Result<()> {
+    let suite = Suite::fetch(SUITE, &cache.join("apt"))?;
+    command::output(
+        Command::new("mmdebstrap")
+            .args(["--quiet", "--variant=minbase"])
+            .arg(format!("--include={}", packages.join(",")))
+            .arg(SUITE)
+            .arg(tree)
+            .arg(suite.sources())
+            .env("LC_ALL", "C"),
+    )
+    .map(drop)
 }
 
 /// Makes an ext4 image of a directory tree; no more of the size is used than

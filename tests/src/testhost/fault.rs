@@ -1,0 +1,165 @@
+//! What can go wrong between the hosts.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use super::host::{Handle, Seen, write_program};
+
+/// One of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+}
+
+/// Processes of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// `migrator move` on the source, or `migrator receive` on the destination.
+    Leader(Side),
+    /// The guard that cleans up after it.
+    Guard(Side),
+    /// Both.
+    Both(Side),
+    /// CRIU.
+    Criu(Side),
+}
+
+/// Something that goes wrong with processes or hosts; what goes wrong with the
+/// network is an [`super::Action`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Processes are killed.
+    Kill(Who),
+    /// Processes are stopped for a time.
+    Stop(Who, Duration),
+    /// A host loses its power, and with it its disk unless that is kept.
+    PowerCut(Side, bool),
+    /// The disk for images has this size in KiB.
+    DiskFull(Side, u32),
+    /// CRIU fails as soon as it is to dump or to restore.
+    CriuFails(Side),
+    /// CRIU hangs as soon as it is to dump or to restore.
+    CriuHangs(Side),
+    /// CRIU fails to seize the restored tree.
+    SeizeFails,
+    /// A system call of the leader fails, the n-th of a thread.
+    Syscall(Side, &'static str, &'static str, u64),
+    /// Every connection but the first ends in a host that has not heard of the
+    /// session.
+    Stranger,
+}
+
+impl Side {
+    fn of<'a>(self, source: &'a Handle, destination: &'a Handle) -> &'a Handle {
+        match self {
+            Self::Source => source,
+            Self::Destination => destination,
+        }
+    }
+}
+
+impl Who {
+    /// Returns those of them that there are.
+    pub fn find(self, source: &Handle, destination: &Handle) -> Vec<Seen> {
+        match self {
+            Self::Leader(side) => {
+                let words = match side {
+                    Side::Source => " move ",
+                    Side::Destination => " receive ",
+                };
+                side.of(source, destination).find("migrator", words)
+            }
+            Self::Guard(side) => side.of(source, destination).find("migrator", "recover"),
+            Self::Both(side) => side.of(source, destination).find("migrator", ""),
+            Self::Criu(side) => side.of(source, destination).find("criu", "swrk"),
+        }
+    }
+}
+
+impl Fault {
+    /// Whether it is there before the move begins.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::Kill(_) | Self::Stop(..) | Self::PowerCut(..))
+    }
+
+    /// Lets one that is not lasting happen. Returns whether there was something to
+    /// strike.
+    pub fn strike(&self, source: &Handle, destination: &Handle) -> bool {
+        match self {
+            Self::Kill(who) => {
+                let found = who.find(source, destination);
+                found.iter().for_each(|it| it.signal(Signal::SIGKILL));
+                !found.is_empty()
+            }
+            Self::Stop(who, time) => {
+                let (found, time) = (who.find(source, destination), *time);
+                found.iter().for_each(|it| it.signal(Signal::SIGSTOP));
+                let struck = !found.is_empty();
+                thread::spawn(move || {
+                    thread::sleep(time);
+                    found.iter().for_each(|it| it.signal(Signal::SIGCONT));
+                });
+                struck
+            }
+            Self::PowerCut(side, _) => {
+                side.of(source, destination).power_off();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts a `criu` before the real one, for those faults that are CRIU's. `log` is
+    /// a path in the host.
+    ///
+    /// # Errors
+    /// Returns an error when that can't be done.
+    pub fn wrap_criu(&self, source: &Handle, destination: &Handle, log: &str) -> Result<()> {
+        let (side, order) = match self {
+            Self::CriuFails(side) => (*side, "exit 1".to_owned()),
+            Self::CriuHangs(side) => (*side, "kill -STOP $$".to_owned()),
+            Self::SeizeFails => (
+                Side::Destination,
+                format!(
+                    "exec strace -D -o {log} -e trace=ptrace \
+                     -e inject=ptrace:error=EPERM /usr/sbin/criu \"$@\""
+                ),
+            ),
+            _ => return Ok(()),
+        };
+        let text = format!(
+            "#!/bin/sh\ncase \" $* \" in *' swrk '*) {order} ;; esac\n\
+             exec /usr/sbin/criu \"$@\"\n"
+        );
+        write_program(side.of(source, destination), "/usr/local/bin/criu", &text)
+    }
+
+    /// Returns the words that start a leader below strace(1), if the fault is one of
+    /// its system calls on this side.
+    pub fn prefix(&self, on: Side, log: &str) -> Vec<String> {
+        match self {
+            Self::Syscall(side, call, error, when) if *side == on => {
+                inject(call, error, &when.to_string(), log)
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns the words before a program of which a system call shall fail. Programs
+/// that it starts are left alone: CRIU can't work below strace(1).
+pub fn inject(call: &str, error: &str, when: &str, log: &str) -> Vec<String> {
+    let trace = format!("trace={call}");
+    let inject = format!("inject={call}:error={error}:when={when}");
+    [
+        "strace", "-f", "-b", "execve", "-o", log, "-e", &trace, "-e", &inject,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
