@@ -5,6 +5,7 @@
 //! `tests/handover.rs` uses them; they need root and a Debian mirror.
 
 mod case;
+mod draw;
 mod fault;
 mod host;
 mod mover;

@@ -26,7 +26,7 @@ const OLD_MAX_FREEZE: u64 = 30;
 const FREEZE_SLACK: Duration = Duration::from_secs(5);
 
 /// How long a move may take with its faults.
-const MOVE_LIMIT: Duration = Duration::from_secs(75);
+const MOVE_LIMIT: Duration = Duration::from_secs(45);
 
 /// How long a host is without power.
 const POWER_CUT: Duration = Duration::from_millis(700);

@@ -101,9 +101,13 @@ impl Fault {
                 let (found, time) = (who.find(source, destination), *time);
                 found.iter().for_each(|it| it.signal(Signal::SIGSTOP));
                 let struck = !found.is_empty();
+                let hosts = [source.clone(), destination.clone()];
                 thread::spawn(move || {
                     thread::sleep(time);
                     found.iter().for_each(|it| it.signal(Signal::SIGCONT));
+                    for host in hosts {
+                        host.signal_entrances(Signal::SIGCONT);
+                    }
                 });
                 struck
             }

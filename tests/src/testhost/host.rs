@@ -300,6 +300,22 @@ impl Handle {
     pub fn power_off(&self) {
         if self.is_up() {
             _ = kill(Pid::from_raw(self.init), Signal::SIGKILL);
+            self.signal_entrances(Signal::SIGKILL);
+        }
+    }
+
+    /// Sends a signal to each nsenter(1) that waits for a process of the host. One that
+    /// was stopped with its process goes on only when it is signalled, and the namespace
+    /// does not end before it has.
+    pub fn signal_entrances(&self, signal: Signal) {
+        let words = format!("nsenter\0-t\0{}\0", self.init);
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            if let Some(pid) = entry.file_name().to_str().and_then(|it| it.parse().ok())
+                && fs::read(entry.path().join("cmdline"))
+                    .is_ok_and(|it| it.starts_with(words.as_bytes()))
+            {
+                _ = kill(Pid::from_raw(pid), signal);
+            }
         }
     }
 

@@ -143,6 +143,11 @@ impl Mover {
             }
             thread::sleep(Duration::from_millis(3));
         };
+        if status.is_none() {
+            // It is the shell's end of it that ends.
+            _ = self.process.kill();
+            _ = self.process.wait();
+        }
         let report = match status {
             // What holds its pipes besides it may live on.
             Some(_) if wait_for(&self.output) => self.output.join().unwrap_or_default(),

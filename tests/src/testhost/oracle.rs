@@ -15,7 +15,7 @@ use super::site::Pair;
 use super::tree::{PROCESSES, Tree, running};
 
 /// How long everything may take to come to rest.
-const REST_LIMIT: Duration = Duration::from_secs(75);
+const REST_LIMIT: Duration = Duration::from_secs(40);
 
 /// The largest file that may stay on a disk, in bytes.
 const TOMBSTONE: u64 = 4096;
