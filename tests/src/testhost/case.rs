@@ -28,6 +28,9 @@ const FREEZE_SLACK: Duration = Duration::from_secs(5);
 /// How long a move may take with its faults.
 const MOVE_LIMIT: Duration = Duration::from_secs(45);
 
+/// How long connections end in a host that has not heard of the session.
+const DIVERSION: Duration = Duration::from_secs(4);
+
 /// How long a host is without power.
 const POWER_CUT: Duration = Duration::from_millis(700);
 
@@ -45,7 +48,6 @@ pub enum Moment {
 }
 
 /// A migration, and what goes wrong with it.
-#[derive(Debug)]
 pub struct Case {
     /// Whether the tree holds locks.
     pub locks: Locks,
@@ -55,6 +57,16 @@ pub struct Case {
     pub faults: Vec<(Fault, Moment)>,
     /// What goes wrong with messages.
     pub network: Vec<(Direction, Kind, Action)>,
+    /// What else is done on the way.
+    pub calls: Vec<(Moment, Box<dyn FnOnce() + Send>)>,
+    /// What is done when the tree has started.
+    pub started: Option<Box<dyn FnOnce(&Tree)>>,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
 }
 
 /// What came of a case.
@@ -78,6 +90,8 @@ impl Case {
             options: "--no-prefetch",
             faults: Vec::new(),
             network: Vec::new(),
+            calls: Vec::new(),
+            started: None,
         }
     }
 
@@ -93,22 +107,35 @@ impl Case {
         self
     }
 
+    /// Adds something that is done on the way.
+    pub fn call(mut self, moment: Moment, call: impl FnOnce() + Send + 'static) -> Self {
+        self.calls.push((moment, Box::new(call)));
+        self
+    }
+
     /// Lets it happen between two hosts, and makes sure that it ends well. The hosts
     /// can be used again if it does.
     ///
     /// # Errors
     /// Returns an error when the tree has not run exactly once, or something else is
     /// not as promised; with what was seen.
-    pub fn run(self, pair: &mut Pair) -> Result<Outcome> {
+    pub fn run(mut self, pair: &mut Pair) -> Result<Outcome> {
         pair.relay.begin();
         let mut fresh = false;
         for (fault, _) in &self.faults {
             if let Fault::DiskFull(side, size) = fault {
-                reboot(pair, *side, Storage::Small(*size))?;
+                reboot(pair, *side, Storage::Small((*size).max(4)))?;
+                if *size == 0 {
+                    let full = host(pair, *side).handle().path("/var/lib/migrator/full");
+                    fs::write(full, [0; 4096]).context("failed to fill a disk")?;
+                }
                 fresh = true;
             }
         }
         let tree = Tree::start(pair, self.locks)?;
+        if let Some(started) = self.started.take() {
+            started(&tree);
+        }
         let outcome = self.migrate(pair, &tree);
         tree.end(&handles(pair).iter().collect::<Vec<_>>());
         for host in pair.hosts() {
@@ -182,6 +209,9 @@ impl Case {
         for (direction, kind, action) in self.network {
             pair.relay.rule(direction, kind, action);
         }
+        for (moment, call) in self.calls {
+            prepared.at(pair, moment, call)?;
+        }
         Ok(prepared)
     }
 }
@@ -228,30 +258,39 @@ impl Prepared {
         if fault.is_lasting() {
             self.lasting |= matches!(
                 fault,
-                Fault::DiskFull(..) | Fault::CriuFails(_) | Fault::CriuHangs(_)
+                Fault::DiskFull(..)
+                    | Fault::CriuFails(_)
+                    | Fault::CriuHangs(_)
+                    | Fault::CriuMute(_)
             );
             return Ok(());
         }
         let struck = Arc::clone(&self.struck);
-        let strike = move |delay: u64| {
-            thread::sleep(Duration::from_millis(delay));
+        let strike = move || {
             if fault.strike(&source, &destination) {
                 struck.store(true, Ordering::SeqCst);
             }
         };
+        self.at(pair, moment, Box::new(strike))
+    }
+
+    /// Has a call made at a moment.
+    fn at(&mut self, pair: &Pair, moment: Moment, call: Call) -> Result<()> {
         match moment {
             Moment::Before => bail!("a fault that strikes before there is anything to strike"),
-            Moment::Step(step, delay) => self.at_step.push((
-                step.to_owned(),
-                Box::new(move || drop(thread::spawn(move || strike(delay)))),
-            )),
+            Moment::Step(step, delay) => {
+                let wait = move || {
+                    thread::sleep(Duration::from_millis(delay));
+                    call();
+                };
+                let start = move || drop(thread::spawn(wait));
+                self.at_step.push((step.to_owned(), Box::new(start)));
+            }
             Moment::Message(direction, kind) => {
-                let call = Action::Call(Box::new(move || strike(0)));
-                pair.relay.rule(direction, kind, call);
+                pair.relay.rule(direction, kind, Action::Call(call));
             }
             Moment::Delivered(direction, kind) => {
-                let call = Action::CallAfter(Box::new(move || strike(0)));
-                pair.relay.rule(direction, kind, call);
+                pair.relay.rule(direction, kind, Action::CallAfter(call));
             }
         }
         Ok(())
@@ -284,11 +323,15 @@ impl Prepared {
                                migrator recover --destination-is-dead $(basename $s); done";
                 spawn_recover(&pair.source, recover)?;
             }
+            if began.elapsed() > DIVERSION {
+                pair.relay.undivert();
+            }
             if ended || began.elapsed() > MOVE_LIMIT {
                 break;
             }
             thread::sleep(Duration::from_millis(5));
         }
+        pair.relay.undivert();
         let moved = mover.finish(Duration::ZERO)?;
         for side in &self.recover {
             if host(pair, *side).handle().is_up() {

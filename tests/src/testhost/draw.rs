@@ -77,6 +77,8 @@ impl Case {
             ),
             faults: Vec::new(),
             network: Vec::new(),
+            calls: Vec::new(),
+            started: None,
         };
         case.add(&mut random);
         // Two faults find what one does not: an error while a lost connection is

@@ -1,5 +1,6 @@
 //! What can go wrong between the hosts.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -7,6 +8,9 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::host::{Handle, Seen, write_program};
+
+/// Where a host has the program.
+const MIGRATOR: &str = "/usr/local/bin/migrator";
 
 /// One of the two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +44,18 @@ pub enum Fault {
     Stop(Who, Duration),
     /// A host loses its power, and with it its disk unless that is kept.
     PowerCut(Side, bool),
-    /// The disk for images has this size in KiB.
+    /// Processes are interrupted as by Ctrl-C.
+    Interrupt(Who),
+    /// The program is replaced, as by an upgrade.
+    Upgrade(Side),
+    /// The disk for images has this size in KiB; with 0 not a byte fits.
     DiskFull(Side, u32),
     /// CRIU fails as soon as it is to dump or to restore.
     CriuFails(Side),
     /// CRIU hangs as soon as it is to dump or to restore.
     CriuHangs(Side),
+    /// CRIU hangs when it is asked what it is.
+    CriuMute(Side),
     /// CRIU fails to seize the restored tree.
     SeizeFails,
     /// A system call of the leader fails, the n-th of a thread.
@@ -115,6 +125,18 @@ impl Fault {
                 side.of(source, destination).power_off();
                 true
             }
+            Self::Interrupt(who) => {
+                let found = who.find(source, destination);
+                found.iter().for_each(|it| it.signal(Signal::SIGINT));
+                !found.is_empty()
+            }
+            Self::Upgrade(side) => {
+                let path = |name: &str| side.of(source, destination).path(name);
+                let [old, new] = ["", ".new"].map(|end| path(&format!("{MIGRATOR}{end}")));
+                fs::copy(&old, &new)
+                    .and_then(|_| fs::rename(&new, &old))
+                    .is_ok()
+            }
             _ => false,
         }
     }
@@ -128,6 +150,7 @@ impl Fault {
         let (side, order) = match self {
             Self::CriuFails(side) => (*side, "exit 1".to_owned()),
             Self::CriuHangs(side) => (*side, "kill -STOP $$".to_owned()),
+            Self::CriuMute(side) => (*side, String::new()),
             Self::SeizeFails => (
                 Side::Destination,
                 format!(
@@ -137,9 +160,13 @@ impl Fault {
             ),
             _ => return Ok(()),
         };
+        let otherwise = match self {
+            Self::CriuMute(_) => "kill -STOP $$\n",
+            _ => "",
+        };
         let text = format!(
             "#!/bin/sh\ncase \" $* \" in *' swrk '*) {order} ;; esac\n\
-             exec /usr/sbin/criu \"$@\"\n"
+             {otherwise}exec /usr/sbin/criu \"$@\"\n"
         );
         write_program(side.of(source, destination), "/usr/local/bin/criu", &text)
     }

@@ -7,6 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ pub struct Handle {
     /// The link that the pid namespace is known by.
     namespace: PathBuf,
     cgroup: PathBuf,
+    /// Whether the power has been cut; the kernel takes a while to end everything.
+    off: Arc<AtomicBool>,
 }
 
 /// A process of a host.
@@ -215,6 +218,7 @@ fn start(site: &Site, name: &str, disk: &Path, storage: Storage) -> Result<(Chil
         init,
         namespace,
         cgroup,
+        off: Arc::default(),
     };
     Ok((unshare, handle))
 }
@@ -293,12 +297,15 @@ impl Handle {
 
     /// Whether it has power.
     pub fn is_up(&self) -> bool {
-        fs::read_link(format!("/proc/{}/ns/pid", self.init)).is_ok_and(|it| it == self.namespace)
+        !self.off.load(Ordering::SeqCst)
+            && fs::read_link(format!("/proc/{}/ns/pid", self.init))
+                .is_ok_and(|it| it == self.namespace)
     }
 
     /// Ends all its processes at once.
     pub fn power_off(&self) {
         if self.is_up() {
+            self.off.store(true, Ordering::SeqCst);
             _ = kill(Pid::from_raw(self.init), Signal::SIGKILL);
             self.signal_entrances(Signal::SIGKILL);
         }
@@ -374,6 +381,14 @@ impl Seen {
     /// Whether it stands still or has ended.
     pub fn is_still(&self) -> bool {
         matches!(self.state, 'T' | 't' | 'Z' | 'X')
+    }
+
+    /// Returns the mask of the signals that its main thread blocks, as proc(5) has it.
+    pub fn blocked_signals(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .unwrap_or(0)
     }
 
     /// Sends it a signal; none is needed when it has ended.

@@ -17,6 +17,9 @@ use super::tree::{PROCESSES, Tree, running};
 /// How long everything may take to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(40);
 
+/// How long nothing may be at work before what is seen is what stays.
+const QUIET_LIMIT: Duration = Duration::from_secs(4);
+
 /// The largest file that may stay on a disk, in bytes.
 const TOMBSTONE: u64 = 4096;
 
@@ -47,9 +50,12 @@ pub fn settle(pair: &Pair, tree: &Tree, may_be_gone: bool) -> Result<Option<Side
 /// # Errors
 /// Returns an error when that takes too long.
 pub fn rest(pair: &Pair, may_be_gone: bool) -> Result<Option<Side>> {
-    let began = Instant::now();
+    let (began, mut quiet) = (Instant::now(), Instant::now());
     loop {
         let busy = at_work(pair);
+        if !busy.is_empty() {
+            quiet = Instant::now();
+        }
         let seen = [&pair.source, &pair.destination].map(|host| running(&host.handle()));
         let still: usize = pair
             .hosts()
@@ -66,7 +72,7 @@ pub fn rest(pair: &Pair, may_be_gone: bool) -> Result<Option<Side>> {
             [0, 0] if busy.is_empty() && still == 0 && may_be_gone => return Ok(None),
             _ => {}
         }
-        if began.elapsed() > REST_LIMIT {
+        if began.elapsed() > REST_LIMIT || quiet.elapsed() > QUIET_LIMIT {
             bail!(
                 "{} processes of the tree run on the source and {} on the destination, {} stand \
                  still; at work: {busy:?}",

@@ -40,11 +40,8 @@ impl Kind {
     pub const IMAGES: Self = Self(8);
     pub const RESUME: Self = Self(9);
     pub const ENDED: Self = Self(10);
-    pub const ASK: Self = Self(11);
-    pub const WARM: Self = Self(12);
     pub const RESTORED: Self = Self(13);
     pub const RUNNING: Self = Self(14);
-    pub const NOT_RUNNING: Self = Self(15);
 }
 
 /// Where a message goes.
@@ -78,6 +75,8 @@ pub enum Action {
     Call(Box<dyn FnOnce() + Send>),
     /// Something is done when it has come.
     CallAfter(Box<dyn FnOnce() + Send>),
+    /// Something is done, and the connection is cut before it comes.
+    CallCut(Box<dyn FnOnce() + Send>),
 }
 
 impl fmt::Debug for Action {
@@ -93,6 +92,7 @@ impl fmt::Debug for Action {
             Self::Corrupt(at) => write!(f, "Corrupt({at})"),
             Self::Call(_) => f.write_str("Call"),
             Self::CallAfter(_) => f.write_str("CallAfter"),
+            Self::CallCut(_) => f.write_str("CallCut"),
         }
     }
 }
@@ -186,6 +186,11 @@ impl Relay {
     /// Has connections from this number on end in another host.
     pub fn divert(&self, first: usize, stranger: Handle) {
         lock(&self.state).stranger = Some((first, stranger));
+    }
+
+    /// Has all new connections end in the destination again.
+    pub fn undivert(&self) {
+        lock(&self.state).stranger = None;
     }
 
     /// Begins a run: cuts what is left of the one before, and forgets its rules.
@@ -397,8 +402,10 @@ impl Link {
             .rules
             .iter()
             .position(|rule| rule.direction == direction && rule.kind == kind)?;
-        state.used += 1;
-        Some(state.rules.remove(found).action)
+        let action = state.rules.remove(found).action;
+        // A call says itself whether it has struck.
+        state.used += usize::from(!matches!(action, Action::Call(_) | Action::CallAfter(_)));
+        Some(action)
     }
 }
 
@@ -418,9 +425,17 @@ fn pump(
             let kind = Kind(if hello { 0 } else { message[0] });
             hello = false;
             let mut times = 1;
-            let mut after = None;
-            match link.rule(direction, kind) {
-                None => {}
+            let mut after = Vec::new();
+            // Calls first: several may wait for one message.
+            let action = loop {
+                match link.rule(direction, kind) {
+                    Some(Action::Call(call)) => call(),
+                    Some(Action::CallAfter(call)) => after.push(call),
+                    action => break action,
+                }
+            };
+            match action {
+                None | Some(Action::Call(_) | Action::CallAfter(_)) => {}
                 Some(Action::Cut) => return cut(link),
                 Some(Action::Outage(time)) => {
                     lock(&link.state).refused_until = Some(Instant::now() + time);
@@ -441,8 +456,10 @@ fn pump(
                     let at = (at % message.len() as u64) as usize;
                     message[at] ^= 0x55;
                 }
-                Some(Action::Call(call)) => call(),
-                Some(Action::CallAfter(call)) => after = Some(call),
+                Some(Action::CallCut(call)) => {
+                    call();
+                    return cut(link);
+                }
             }
             for _ in 0..times {
                 deliver(link, direction, kind, &message, to)?;
@@ -450,9 +467,7 @@ fn pump(
             if let Some((kind, message)) = swapped.take() {
                 deliver(link, direction, kind, &message, to)?;
             }
-            if let Some(call) = after {
-                call();
-            }
+            after.into_iter().for_each(|call| call());
         }
         if !link.wait() {
             return Err(io::ErrorKind::ConnectionReset.into());

@@ -88,6 +88,11 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Returns the directory of its files.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+
     /// Returns what its ledger says at the moment.
     ///
     /// # Errors
