@@ -2,7 +2,7 @@
 //! may go wrong. They need root and a cgroup2 hierarchy:
 //! `cargo test -p migrator-tests --test handover -- --ignored --test-threads 1`.
 
-use std::process::Command;
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use migrator_tests::testhost::{
     Action, Case, Fault, Kind, Locks, Moment, Mover, Outcome, Pair, Side, Site, Tree, Who,
     nothing_left, scene, settle,
 };
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -157,7 +158,8 @@ const CACHED: &str = "--observe 100ms --max-warmup 300ms --interval 50ms";
 #[ignore = "needs root"]
 fn c1_a_restore_that_fails_late_is_rolled_back() -> Result<()> {
     for _ in 0..4 {
-        let outcome = run(Case::plain(Locks::None).with(Fault::SeizeFails, Moment::Before))?;
+        let case = Case::plain(Locks::None).large(200);
+        let outcome = run(case.with(Fault::SeizeFails, Moment::Before))?;
         ensure!(outcome.side == Some(Side::Source), "it is not rolled back");
     }
     Ok(())
@@ -190,7 +192,8 @@ fn h1_a_hanging_destination_ends_the_freeze() -> Result<()> {
         options: CACHED,
         ..Case::plain(Locks::None)
     };
-    let outcome = run(case.with(stop, Moment::Step("freeze", 0)))?;
+    let case = case.large(100).with(stop, Moment::Step("freeze", 0));
+    let outcome = run(case)?;
     ensure!(outcome.frozen < FROZEN, "frozen for {:?}", outcome.frozen);
     Ok(())
 }
@@ -262,6 +265,7 @@ fn h4_a_failure_during_the_dump_ends_the_freeze() -> Result<()> {
     let stop = Fault::Stop(Who::Criu(Side::Source), Duration::from_secs(25));
     let kill = Fault::Kill(Who::Leader(Side::Destination));
     let outcome = run(Case::plain(Locks::None)
+        .large(200)
         .with(stop, Moment::Step("dump", 0))
         .with(kill, Moment::Step("dump", 15)))?;
     ensure!(outcome.frozen < FROZEN, "frozen for {:?}", outcome.frozen);
@@ -298,15 +302,21 @@ fn m1_half_made_processes_do_not_stay() -> Result<()> {
         let path = tree.directory().join("posix");
         // Gets the lock when the source's tree has ended, and keeps it for a while.
         std::thread::spawn(move || {
-            let held = Command::new("timeout")
-                .args(["3", "flock", "--fcntl"])
-                .arg(path)
-                .args(["sleep", "1"])
-                .output();
-            drop(held);
+            let file = File::options().write(true).open(path)?;
+            let lock = nix::libc::flock {
+                l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+                l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+                l_start: 0,
+                l_len: 0,
+                l_pid: 0,
+            };
+            fcntl(&file, FcntlArg::F_SETLKW(&lock))?;
+            std::thread::sleep(Duration::from_secs(1));
+            anyhow::Ok(())
         });
     };
     let mut case = Case::plain(Locks::Held);
+    // The restore waits for the lock meanwhile.
     case.started = Some(Box::new(hold));
     let kill = Fault::Kill(Who::Criu(Side::Destination));
     run(case.with(kill, Moment::Step("restore", 60)))?;

@@ -54,6 +54,9 @@ enum Task {
         /// Hold no file locks
         #[arg(long)]
         no_locks: bool,
+        /// MiB of memory that the parent has besides
+        #[arg(long, default_value_t = 0)]
+        ballast: usize,
     },
     /// Say as JSON what was done; exit with 1 unless each step was done once
     Verify { directory: PathBuf },
@@ -87,7 +90,12 @@ fn main() -> Result<ExitCode> {
             directory,
             interval,
             no_locks,
-        } => parent(&directory, Duration::from_millis(interval), !no_locks)?,
+            ballast,
+        } => {
+            // Not all zero, or CRIU would have no pages to bring along.
+            let _ballast = vec![1_u8; ballast << 20];
+            parent(&directory, Duration::from_millis(interval), !no_locks)?;
+        }
         Task::Child {
             directory,
             no_locks,

@@ -51,6 +51,8 @@ pub enum Moment {
 pub struct Case {
     /// Whether the tree holds locks.
     pub locks: Locks,
+    /// Memory of the root besides what it needs, in MiB.
+    pub ballast: u32,
     /// Options of the move.
     pub options: &'static str,
     /// What goes wrong with processes and hosts.
@@ -87,12 +89,19 @@ impl Case {
     pub fn plain(locks: Locks) -> Self {
         Self {
             locks,
+            ballast: 0,
             options: "--no-prefetch",
             faults: Vec::new(),
             network: Vec::new(),
             calls: Vec::new(),
             started: None,
         }
+    }
+
+    /// Gives the tree more memory, in MiB.
+    pub fn large(mut self, ballast: u32) -> Self {
+        self.ballast = ballast;
+        self
     }
 
     /// Adds a fault.
@@ -132,7 +141,7 @@ impl Case {
                 fresh = true;
             }
         }
-        let tree = Tree::start(pair, self.locks)?;
+        let tree = Tree::start_large(pair, self.locks, self.ballast)?;
         if let Some(started) = self.started.take() {
             started(&tree);
         }
@@ -245,11 +254,11 @@ impl Prepared {
                 self.stops_leader = true;
             }
             Fault::PowerCut(side, kept) => self.cuts.push((*side, *kept)),
-            Fault::Syscall(..) | Fault::SeizeFails => self.logs.push(log),
+            Fault::Syscall(..) => self.logs.push(log),
             Fault::Stranger => pair.divert(1)?,
             _ => {}
         }
-        fault.wrap_criu(&source, &destination, &log_inside)?;
+        fault.wrap_criu(&source, &destination)?;
         self.prefix.extend(fault.prefix(Side::Source, &log_inside));
         let there = fault.prefix(Side::Destination, &log_inside);
         if !there.is_empty() {
@@ -262,6 +271,7 @@ impl Prepared {
                     | Fault::CriuFails(_)
                     | Fault::CriuHangs(_)
                     | Fault::CriuMute(_)
+                    | Fault::SeizeFails
             );
             return Ok(());
         }

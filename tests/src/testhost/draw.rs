@@ -67,6 +67,7 @@ impl Case {
         let mut random = Random::new(seed << 32);
         let mut case = Self {
             locks: pick(&mut random, &[Locks::Held, Locks::None, Locks::None]),
+            ballast: pick(&mut random, &[0, 0, 0, 20, 60]),
             options: pick(
                 &mut random,
                 &[
@@ -104,7 +105,12 @@ impl Case {
             true => "bare",
             false => "cached",
         };
-        format!("[{mode}, locks {:?}] {}", self.locks, all.join(" + "))
+        format!(
+            "[{mode}, locks {:?}, {} MiB] {}",
+            self.locks,
+            self.ballast,
+            all.join(" + ")
+        )
     }
 
     fn add(&mut self, random: &mut Random) {

@@ -87,7 +87,13 @@ impl Who {
             }
             Self::Guard(side) => side.of(source, destination).find("migrator", "recover"),
             Self::Both(side) => side.of(source, destination).find("migrator", ""),
-            Self::Criu(side) => side.of(source, destination).find("criu", "swrk"),
+            Self::Criu(side) => {
+                // Those that it has made so far are its children, and look alike.
+                let all = side.of(source, destination).find("criu", "");
+                let is_child = |it: &Seen| all.iter().any(|other| other.pid == it.parent);
+                let leads = |it: &&Seen| !is_child(it);
+                all.iter().filter(leads).cloned().collect()
+            }
         }
     }
 }
@@ -141,22 +147,18 @@ impl Fault {
         }
     }
 
-    /// Puts a `criu` before the real one, for those faults that are CRIU's. `log` is
-    /// a path in the host.
+    /// Puts a `criu` before the real one, for those faults that are CRIU's.
     ///
     /// # Errors
     /// Returns an error when that can't be done.
-    pub fn wrap_criu(&self, source: &Handle, destination: &Handle, log: &str) -> Result<()> {
+    pub fn wrap_criu(&self, source: &Handle, destination: &Handle) -> Result<()> {
         let (side, order) = match self {
             Self::CriuFails(side) => (*side, "exit 1".to_owned()),
             Self::CriuHangs(side) => (*side, "kill -STOP $$".to_owned()),
             Self::CriuMute(side) => (*side, String::new()),
             Self::SeizeFails => (
                 Side::Destination,
-                format!(
-                    "exec strace -D -o {log} -e trace=ptrace \
-                     -e inject=ptrace:error=EPERM /usr/sbin/criu \"$@\""
-                ),
+                "exec /mnt/programs/unptraced /usr/sbin/criu \"$@\"".to_owned(),
             ),
             _ => return Ok(()),
         };

@@ -67,6 +67,8 @@ pub struct Seen {
     pub pid: i32,
     /// Its id in the host.
     pub inner: i32,
+    /// Its parent, as the tests see it.
+    pub parent: i32,
     /// The name of its program, cut after 15 bytes.
     pub name: String,
     /// The file name of its program.
@@ -371,6 +373,7 @@ impl Seen {
         Some(Self {
             pid,
             inner: field("NSpid:")?.split_whitespace().last()?.parse().ok()?,
+            parent: field("PPid:")?.parse().ok()?,
             name: field("Name:")?,
             program: program.trim_end_matches(" (deleted)").to_owned(),
             args: args.trim_end().to_owned(),

@@ -33,7 +33,7 @@ const MOUNT_POINTS: &[&str] = &[
 ];
 
 /// Programs of the tests that run in the hosts.
-const PROGRAMS: &[&str] = &["steps", "rsh"];
+const PROGRAMS: &[&str] = &["steps", "rsh", "unptraced"];
 
 /// Directories of one test run, which all its hosts share.
 #[derive(Debug)]
@@ -55,8 +55,8 @@ pub struct Site {
 
 impl Site {
     /// Makes the directories, and the root and the programs if need be.
-    /// `MIGRATOR_TEST_PROGRAMS` names a directory with `steps` and `rsh`, which are
-    /// built without it.
+    /// `MIGRATOR_TEST_PROGRAMS` names a directory with the programs, which are built
+    /// without it.
     ///
     /// # Errors
     /// Returns an error when something can't be fetched or made.

@@ -54,6 +54,14 @@ impl Tree {
     /// # Errors
     /// Returns an error when it does not.
     pub fn start(pair: &Pair, locks: Locks) -> Result<Self> {
+        Self::start_large(pair, locks, 0)
+    }
+
+    /// Starts one whose root has so many MiB of memory besides.
+    ///
+    /// # Errors
+    /// Returns an error when it does not make steps.
+    pub fn start_large(pair: &Pair, locks: Locks, ballast: u32) -> Result<Self> {
         let name = format!("tree-{}", pair.site.number());
         let directory = pair.site.shared.join(&name);
         let status = Command::new(pair.site.programs.join("steps"))
@@ -71,7 +79,7 @@ impl Tree {
         pair.source.run(&format!(
             "echo {LAST_PID} >/proc/sys/kernel/ns_last_pid
              setsid --fork /mnt/programs/steps run /mnt/shared/{name} {no_locks} \
-             </dev/null >/dev/null 2>&1"
+             --ballast {ballast} </dev/null >/dev/null 2>&1"
         ))?;
         let mut tree = Self {
             directory,
