@@ -4,11 +4,15 @@
 //! (Documentation/admin-guide/cgroup-v2.rst, "Memory Ownership"). So the
 //! worker becomes a member of the restored tree's cgroup.
 
+mod group;
+
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::file::mountinfo::MountTable;
+
+pub use group::Group;
 
 /// Pids that the container must have left for itself.
 const SPARE: u64 = 64;

@@ -33,7 +33,7 @@ pub enum Command {
     Move(MoveArgs),
     /// The other end of `move`.
     Receive(ReceiveArgs),
-    /// Settle what a `move` that was killed has left behind.
+    /// Clean up after a killed `move` or `receive` that its guard could not.
     Recover(RecoverArgs),
     /// CRIU's action script: the hot page cache goes along with the images.
     CriuHook(CriuHookArgs),
@@ -258,6 +258,10 @@ pub struct LiveArgs {
     /// new, and the container runs on meanwhile.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m", conflicts_with = "no_warmup")]
     pub max_warmup: Duration,
+    /// How long the container may stand still before the commit; after that it runs
+    /// on here.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1m")]
+    pub max_freeze: Duration,
     /// Leave the page cache behind: what CRIU alone does.
     #[arg(long)]
     pub no_prefetch: bool,
@@ -309,15 +313,26 @@ pub struct ReceiveArgs {
 /// `migrator recover`
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
-    /// The session; all that nobody leads, without it.
+    /// Session to recover [default: all orphaned sessions].
     pub session: Option<String>,
-    /// Wait until nobody leads it any more.
+    /// List the sessions of this host and what state they are in.
+    #[arg(long, conflicts_with_all = ["wait", "destination_is_dead"])]
+    pub list: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Watch the leader of the session and recover it when it dies.
     #[arg(long, hide = true, requires = "session")]
     pub wait: bool,
-    /// Let the tree go on here, although the destination was told to run it
-    /// and does not answer. Only when it certainly does not run there.
-    #[arg(long, requires = "session", conflicts_with = "wait")]
-    pub destination_is_dead: bool,
+    /// Let the tree run here although it is not known whether it runs on HOST,
+    /// the destination. Only when HOST is gone for good.
+    #[arg(
+        long,
+        value_name = "HOST",
+        requires = "session",
+        conflicts_with = "wait"
+    )]
+    pub destination_is_dead: Option<String>,
 }
 
 /// `migrator check`

@@ -1,34 +1,67 @@
-//! Containers, as their runtimes see them: checkpoint, restore, and what is
-//! left to do on the source. `docs/containers.md` has what each runtime does.
+//! Containers as their runtimes see them: checkpoint, restore, and what is left
+//! to do on the source. `docs/containers.md` has what each runtime does.
 //!
 //! podman makes an archive of its own when the container's processes have
-//! ended, so that they can't be held until it has arrived: they end with the
-//! checkpoint, and podman restores them if the migration fails. runc's are
-//! held, as those of a plain process tree are.
+//! ended. They can't be held until it has arrived: they end with the checkpoint,
+//! and podman restores them if the migration fails. runc's are held, as those of
+//! a plain process tree are.
 
 mod podman;
 mod runc;
 mod wrapper;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
 
-use crate::criu::{Criu, Passed};
-use crate::handover::Session;
-use crate::handover::settle::{Journal, Origin};
-use crate::live::order::Subject;
+use crate::child::{self, QUESTION_LIMIT};
+use crate::criu::{Criu, Job, OnPostDump, Work};
 
 pub use podman::subject as podman_subject;
 pub use runc::subject as runc_subject;
 
-/// How long processes that have ended may stay in the process table.
-const REAPED: Duration = Duration::from_secs(20);
+/// What is to move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// A process and its descendants.
+    Process {
+        /// The root of the tree.
+        pid: i32,
+    },
+    /// A container that runc runs.
+    Runc {
+        /// Its id.
+        id: String,
+        /// The directory of its config.json, the same on both hosts.
+        bundle: PathBuf,
+    },
+    /// A container that podman knows.
+    Podman {
+        /// Its name.
+        name: String,
+        /// What it was made from; has to be on the destination.
+        image: String,
+    },
+}
 
-/// What it is, for people.
+/// What the action script of a container's CRIU does at the end of a dump: it
+/// creates a mark, then runs this program as `criu-hook` with an environment
+/// variable, and takes its exit code.
+#[derive(Debug, Clone, Copy)]
+pub struct DumpHook<'a> {
+    /// The mark that the dump is complete.
+    pub mark: &'a Path,
+    /// The variable's name and value.
+    pub variable: (&'a str, &'a str),
+}
+
+/// Whether a question of `move` or `receive` was given up.
+pub type IsCancelled<'a> = &'a dyn Fn() -> bool;
+
+/// Returns what it is, for people.
 pub fn describe(subject: &Subject) -> String {
     match subject {
         Subject::Process { pid } => format!("process {pid}"),
@@ -37,101 +70,81 @@ pub fn describe(subject: &Subject) -> String {
     }
 }
 
-/// Whether its processes end with the dump in any case.
+/// Returns whether its processes end with the dump in any case.
 pub fn ends_with_dump(subject: &Subject) -> bool {
     matches!(subject, Subject::Podman { .. })
 }
 
-/// Finds out whether this host can restore it.
+/// Returns how often the images' bytes are on a disk at once: podman unpacks
+/// its archive.
+pub fn copies(subject: &Subject) -> u64 {
+    match subject {
+        Subject::Podman { .. } => 2,
+        _ => 1,
+    }
+}
+
+/// Checks whether this host can restore it.
 ///
 /// # Errors
 /// What is missing, or in the way.
-pub fn able(subject: &Subject, criu: &Criu) -> anyhow::Result<()> {
-    criu.check()?;
+pub fn check_restore(
+    subject: &Subject,
+    criu: &Criu,
+    is_cancelled: IsCancelled<'_>,
+) -> anyhow::Result<()> {
+    criu.check(is_cancelled)?;
     match subject {
         Subject::Process { .. } => Ok(()),
-        Subject::Runc { id, bundle } => runc::able(id, bundle),
-        Subject::Podman { name, image } => podman::able(name, image),
+        Subject::Runc { id, bundle } => runc::check_restore(id, bundle, is_cancelled),
+        Subject::Podman { name, image } => podman::check_restore(name, image, is_cancelled),
     }
 }
 
-/// Starts the dump of a tree, which then waits for the session's decision, or
-/// ends it.
+/// Starts the dump of a tree, which waits at its end: a plain tree's for
+/// `answer`, a container's for the hook.
 ///
 /// # Errors
-/// It can't be prepared, or run.
+/// It can't be prepared, or started.
 pub fn dump(
     subject: &Subject,
-    session: &Session,
-    images: &Path,
+    work: Work<'_>,
     criu: &Criu,
-    passed: Passed,
-) -> anyhow::Result<Child> {
-    match subject {
-        Subject::Process { pid } => criu.dump(session, images, *pid, passed),
-        Subject::Runc { id, .. } => spawn(runc::dump(id, session, images, passed)?),
-        Subject::Podman { name, .. } => spawn(podman::dump(name, session, images, passed)?),
-    }
+    hook: DumpHook<'_>,
+    answer: OnPostDump,
+) -> anyhow::Result<Job> {
+    let command = match subject {
+        Subject::Process { pid } => return criu.dump(work, *pid, answer),
+        Subject::Runc { id, .. } => runc::dump(id, work, hook)?,
+        Subject::Podman { name, .. } => podman::dump(name, work, hook)?,
+    };
+    Job::start(command, work.group, work.storage)
 }
 
-/// Starts the restore of a tree, which waits for the session's decision before
-/// it runs.
+/// Starts the restore of a tree, which is complete and stopped at its end.
 ///
 /// # Errors
-/// It can't be prepared, or run.
-pub fn restore(
-    subject: &Subject,
-    session: &Session,
-    images: &Path,
-    criu: &Criu,
-    passed: Passed,
-) -> anyhow::Result<Child> {
-    match subject {
-        Subject::Process { .. } => criu.restore(session, images, passed),
-        Subject::Runc { id, bundle } => spawn(runc::restore(id, bundle, session, images, passed)?),
-        Subject::Podman { .. } => spawn(podman::restore(session, images, passed)?),
-    }
+/// It can't be prepared, or started.
+pub fn restore(subject: &Subject, work: Work<'_>, criu: &Criu) -> anyhow::Result<Job> {
+    let command = match subject {
+        Subject::Process { .. } => return criu.restore(work),
+        Subject::Runc { id, bundle } => runc::restore(id, bundle, work)?,
+        Subject::Podman { .. } => podman::restore(work)?,
+    };
+    Job::start(command, work.group, work.storage)
 }
 
-fn spawn(mut command: Command) -> anyhow::Result<Child> {
-    command
-        .spawn()
-        .with_context(|| format!("failed to run {:?}", command.get_program()))
-}
-
-/// Makes a tree that has ended with its dump run again on the source, from
-/// its images.
+/// Starts the restore of a tree on the host where it has ended with its dump.
 ///
 /// # Errors
-/// What the runtime, or CRIU, says. The images stay.
-pub fn go_on(session: &Session, journal: &Journal, origin: &Origin) -> anyhow::Result<()> {
-    let images = match &journal.images {
-        Some(shared) => shared.join(session.name()),
-        None => session.images(),
-    };
-    let passed = Passed {
-        tcp_established: origin.tcp_established,
-    };
-    let criu = Criu::new(origin.criu.clone());
-    // Their parents have to reap them before their ids are free.
-    let began = Instant::now();
-    while origin.processes.iter().any(|process| process.is_there()) && began.elapsed() < REAPED {
-        thread::sleep(Duration::from_millis(10));
+/// It can't be prepared, or started.
+pub fn restore_here(subject: &Subject, work: Work<'_>, criu: &Criu) -> anyhow::Result<Job> {
+    match subject {
+        Subject::Podman { name, .. } => {
+            Job::start(podman::restore_here(name, work)?, work.group, work.storage)
+        }
+        other => restore(other, work, criu),
     }
-    let mut child = match &journal.subject {
-        Subject::Podman { name, .. } => spawn(podman::go_on(name, session, passed)?)?,
-        other => restore(other, session, &images, &criu, passed)?,
-    };
-    let status = child.wait().context("failed to wait for the restore")?;
-    if !status.success() {
-        bail!(
-            "failed to restore {} from {}, where its images stay: {status}: {}",
-            describe(&journal.subject),
-            images.display(),
-            Criu::complaint(session, "restore")
-        );
-    }
-    Ok(())
 }
 
 /// Makes the source's runtime forget a container that runs elsewhere.
@@ -158,27 +171,32 @@ pub fn discard(subject: &Subject) -> anyhow::Result<()> {
     }
 }
 
-/// Runs a runtime for something short; gives what it says, without the line
+/// Runs a runtime for something short. Returns its output without the line
 /// end.
-fn ask(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("failed to run {program}: is it installed?"))?;
+fn ask(program: &str, arguments: &[&str], is_cancelled: IsCancelled<'_>) -> anyhow::Result<String> {
+    let mut command = Command::new(program);
+    let output = child::output(
+        command.args(arguments).current_dir("/"),
+        QUESTION_LIMIT,
+        is_cancelled,
+    )?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{program} {}` fails: {}", arguments.join(" "), said.trim());
+        let words = arguments.join(" ");
+        bail!("`{program} {words}` fails: {}", output.stderr.trim());
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(output.stdout.trim().to_owned())
 }
 
-/// A name that no runtime takes for an option or a path.
+/// Nothing interrupts a clean-up.
+fn never() -> bool {
+    false
+}
+
+/// Refuses a name that a runtime could take for an option or a path.
 fn check_name(name: &str) -> anyhow::Result<()> {
     let is_plain = |char: char| char.is_ascii_alphanumeric() || "_.-".contains(char);
     if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(is_plain) {
-        bail!("{name:?} is no container's name");
+        bail!("invalid container name: {name:?}");
     }
     Ok(())
 }

@@ -1,24 +1,40 @@
-//! CRIU: what it can, and dumps and restores that it holds until a [`Session`]
-//! has decided. It asks us at each stage; where a container's runtime stands in
-//! between, by way of an action script (criu(8), --action-script).
+//! CRIU: what it can do here, and dumps and restores of process trees.
+//!
+//! A dump waits at CRIU's stage `post-dump` for an answer of ours: CRIU ends the
+//! tree or lets it run. A restore runs to its end with `--leave-stopped`: all
+//! that can fail in CRIU has succeeded when the tree is still stopped, and a
+//! SIGCONT is what lets it run (`finalize_restore`, criu/cr-restore.c).
 
+mod job;
 mod service;
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::handover::Session;
-use crate::handover::session::VARIABLE;
-use crate::handover::settle::{DUMPED, INIT, RESTORED};
+use crate::cgroup::Group;
+use crate::child::{self, QUESTION_LIMIT};
 use service::Order;
 
+pub use job::{AtWork, Job};
+
 /// How many lines of its log are shown when CRIU fails.
-const LINES: usize = 6;
+const LOG_LINES: usize = 6;
+
+/// The variable that names a configuration file to CRIU, beside its others
+/// (criu(8)).
+pub const CONFIG_VARIABLE: &str = "CRIU_CONFIG_FILE";
+
+/// The file with the id of a restored root, in the storage directory.
+pub const ROOT_PID: &str = "root.pid";
+
+/// Returns, at the end of a dump, whether CRIU ends the tree; it runs on
+/// otherwise. It may take its time: the tree stands still.
+pub type OnPostDump = Box<dyn FnOnce() -> bool + Send>;
 
 /// A CRIU to run.
 #[derive(Debug, Clone)]
@@ -33,155 +49,130 @@ pub struct Passed {
     pub tcp_established: bool,
 }
 
+/// Where a dump or a restore works.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// The images.
+    pub images: &'a Path,
+    /// Logs, scripts and configuration.
+    pub storage: &'a Path,
+    /// The cgroup for everything that is started.
+    pub group: Option<&'a Group>,
+    /// What to pass through.
+    pub passed: Passed,
+}
+
 impl Criu {
-    /// The program, or the path to it.
+    /// Takes the program, or the path to it.
     pub fn new(program: PathBuf) -> Self {
         Self { program }
     }
 
-    /// The program, or the path to it.
+    /// Returns the program, or the path to it.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// Its version, such as `4.1.1`.
+    /// Returns its version, such as `4.1.1`.
     ///
     /// # Errors
-    /// It can't be run.
-    pub fn version(&self) -> anyhow::Result<String> {
-        let output = Command::new(&self.program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| {
-                let program = self.program.display();
-                format!("failed to run {program}: install CRIU, or say where it is with --criu")
-            })?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        text.lines()
+    /// It can't be run, or does not answer.
+    pub fn version(&self, is_cancelled: &dyn Fn() -> bool) -> anyhow::Result<String> {
+        let mut command = Command::new(&self.program);
+        let output = child::output(command.arg("--version"), QUESTION_LIMIT, is_cancelled)
+            .context("install CRIU, or name it with --criu")?;
+        output
+            .stdout
+            .lines()
             .find_map(|line| line.strip_prefix("Version: "))
             .map(|version| version.trim().to_owned())
-            .with_context(|| format!("{} --version tells no version", self.program.display()))
+            .with_context(|| format!("{} --version prints no version", self.program.display()))
     }
 
-    /// Finds out whether it works on this kernel: `criu check`.
+    /// Runs `criu check`: whether it works on this kernel.
     ///
     /// # Errors
-    /// What it says.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let output = Command::new(&self.program)
-            .arg("check")
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("failed to run {}", self.program.display()))?;
+    /// What it prints.
+    pub fn check(&self, is_cancelled: &dyn Fn() -> bool) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.program);
+        let output = child::output(command.arg("check"), QUESTION_LIMIT, is_cancelled)?;
         if output.status.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned()
-            + &String::from_utf8_lossy(&output.stdout);
-        bail!("`criu check` fails: {}", last_lines(&said))
+        bail!(
+            "`criu check` fails: {}",
+            last_lines(&(output.stderr + &output.stdout))
+        )
     }
 
-    /// Starts the dump of a tree, which then waits for the session's decision.
+    /// Starts the dump of a tree.
     ///
     /// # Errors
-    /// CRIU can't be run.
-    pub fn dump(
-        &self,
-        session: &Session,
-        images: &Path,
-        root: i32,
-        passed: Passed,
-    ) -> anyhow::Result<Child> {
+    /// CRIU can't be started.
+    pub fn dump(&self, work: Work<'_>, root: i32, answer: OnPostDump) -> anyhow::Result<Job> {
         let order = Order {
-            session,
-            images,
-            root: Some(root),
-            passed,
+            work,
+            dump: Some((root, answer)),
         };
-        order.start(&self.program)
+        order.start(Command::new(&self.program))
     }
 
-    /// Starts the restore of a tree, which waits for the session's decision
-    /// before the tree runs. It ends when the tree runs.
+    /// Starts the restore of a tree, which is complete and stopped at its end.
     ///
     /// # Errors
-    /// CRIU can't be run.
-    pub fn restore(
-        &self,
-        session: &Session,
-        images: &Path,
-        passed: Passed,
-    ) -> anyhow::Result<Child> {
-        let order = Order {
-            session,
-            images,
-            root: None,
-            passed,
-        };
-        order.start(&self.program)
-    }
-
-    /// The reason that CRIU wrote into its log when it failed, in one line.
-    pub fn complaint(session: &Session, what: &str) -> String {
-        let log = session.storage().join(format!("{what}.log"));
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        let is_error = |line: &&str| line.contains("Error") || line.contains("rror:");
-        let errors: Vec<&str> = text.lines().filter(is_error).collect();
-        match errors.is_empty() {
-            true => last_lines(&text),
-            false => last_lines(&errors.join("\n")),
-        }
+    /// CRIU can't be started.
+    pub fn restore(&self, work: Work<'_>) -> anyhow::Result<Job> {
+        // An old CRIU refuses an unknown option of a file and ignores an
+        // unknown field of a request: the tree would run.
+        let config = restore_config(work.storage)?;
+        let mut command = Command::new(&self.program);
+        command.env(CONFIG_VARIABLE, config);
+        let order = Order { work, dump: None };
+        order.start(command)
     }
 }
 
-/// The script that a runtime's CRIU runs at each stage.
-///
-/// A shell between CRIU and us: CRIU takes a script that a signal has killed
-/// for one that has succeeded (`WEXITSTATUS` in `cr_dump_finish`, CRIU 4.2),
-/// and would kill the tree. The shell makes 137 of SIGKILL.
-///
-/// It lies beside the images, for /run is often mounted noexec.
+/// Writes the configuration of a restore. Returns its path.
 ///
 /// # Errors
 /// It can't be written.
-pub fn action_script(session: &Session) -> anyhow::Result<PathBuf> {
-    let path = session.storage().join("action");
-    let program = std::env::current_exe().context("failed to find migrator's own program")?;
-    let program = program.to_str().context("migrator's path is not UTF-8")?;
-    let program = shlex::try_quote(program).context("migrator's path has a NUL")?;
-    let name = session.name();
-    let mark = |mark| {
-        let path = session.directory().join(mark);
-        let path = path.to_str().context("the session's path is not UTF-8")?;
-        shlex::try_quote(path)
-            .map(|path| path.into_owned())
-            .context("the session's path has a NUL")
-    };
-    let (dumped, restored, init) = (mark(DUMPED)?, mark(RESTORED)?, mark(INIT)?);
-    // A frozen tree waits for this: at the other stages, of which CRIU has many,
-    // nothing is started, and at these two the shell tells before it starts us.
-    let script = format!(
-        "#!/bin/sh\n\
-         case $CRTOOLS_SCRIPT_ACTION in\n\
-         post-dump) : >{dumped} ;;\n\
-         post-restore) echo \"$CRTOOLS_INIT_PID\" >{init} && : >{restored} ;;\n\
-         *) exit 0 ;;\n\
-         esac\n\
-         export {VARIABLE}={name}\n\
-         {program} criu-hook\n\
-         exit $?\n"
-    );
-    let write = || {
-        let mut options = File::options();
-        options.write(true).create(true).truncate(true).mode(0o700);
-        options.open(&path)?.write_all(script.as_bytes())
-    };
-    write().with_context(|| format!("failed to write {}", path.display()))?;
+pub fn restore_config(storage: &Path) -> anyhow::Result<PathBuf> {
+    let root = storage.join(ROOT_PID);
+    let text = format!("leave-stopped\npidfile {}\n", root.display());
+    // CRIU opens it with O_EXCL.
+    _ = fs::remove_file(&root);
+    let path = storage.join("restore.conf");
+    write(&path, text.as_bytes(), 0o600)?;
     Ok(path)
 }
 
-/// The last lines of what a program said, as one.
+/// Returns the reason that CRIU wrote into its log when it failed, in one line.
+pub fn complaint(storage: &Path, what: &str) -> String {
+    let log = storage.join(format!("{what}.log"));
+    let text = fs::read(&log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let is_error = |line: &&str| line.contains("Error") || line.contains("rror:");
+    let errors: Vec<&str> = text.lines().filter(is_error).collect();
+    match errors.is_empty() {
+        true => last_lines(&text),
+        false => last_lines(&errors.join("\n")),
+    }
+}
+
+/// Writes a file that only root may read, anew.
+///
+/// # Errors
+/// The file system says why not.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(mode);
+    options
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .with_context(|| format!("failed to write {}", path.display()))
+}
+
+/// Returns the last lines of a program's output, as one.
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
@@ -189,8 +180,8 @@ fn last_lines(text: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     match lines.len() {
-        0 => "it says nothing".into(),
-        length => lines[length.saturating_sub(LINES)..].join(" | "),
+        0 => "it prints nothing".into(),
+        length => lines[length.saturating_sub(LOG_LINES)..].join(" | "),
     }
 }
 
@@ -200,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_log_is_one_line() {
-        assert_eq!(last_lines(""), "it says nothing");
+        assert_eq!(last_lines(""), "it prints nothing");
         assert_eq!(last_lines(" a \n\nb\n"), "a | b");
         assert_eq!(
             last_lines("1\n2\n3\n4\n5\n6\n7\n8"),

@@ -38,7 +38,7 @@ pub fn code(result: anyhow::Result<Outcome>) -> ExitCode {
         Ok(Outcome::Incomplete) => return ExitCode::from(3),
         Err(error) => error,
     };
-    eprintln!("migrator: {error:#}");
+    crate::say!("{error:#}");
     if error.downcast_ref::<Usage>().is_some() {
         ExitCode::from(2)
     } else if error.downcast_ref::<Unsupported>().is_some() {

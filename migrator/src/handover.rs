@@ -1,17 +1,25 @@
 //! Hands a process tree over: it runs on exactly one of two hosts.
 //!
-//! While it is decided which, neither copy runs. The source's is frozen inside
-//! `criu dump`, which waits for an action script of ours (stage `post-dump`,
-//! all images are written) and resumes or kills the tree as that one says. The
-//! destination's is restored and stopped inside `criu restore`, which waits in
-//! the same way (stage `post-restore`). [`session`] is where a host notes what
-//! has been decided, [`gate`] is the script, and [`settle`] finds out what the
-//! other side has decided when the connection is lost in between.
+//! [`outgoing`] and [`incoming`] are the two machines that decide it, without
+//! any I/O; their executors carry out what they say. [`session`] is what a host
+//! notes, [`question`] what a source asks when it does not know, [`guard`] the
+//! process that takes over when a leader dies.
 //!
-//! `docs/handover.md` has the steps, and what each failure leads to.
+//! `docs/handover.md` draws the machines and says what each failure leads to.
 
-pub mod gate;
+pub mod decision;
+pub mod guard;
+pub mod identity;
+pub mod incoming;
+pub mod journal;
+pub mod listing;
+pub mod notify;
+pub mod outgoing;
+pub mod question;
+pub mod recovery;
 pub mod session;
-pub mod settle;
 
-pub use session::{Decision, Session};
+pub use decision::Decision;
+pub use identity::Identity;
+pub use journal::Journal;
+pub use session::{Mark, Session};

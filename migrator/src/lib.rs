@@ -4,8 +4,11 @@
 //! The data goes one way: [`source`] → [`heat`] → [`pagelist`] → [`format`]
 //! (or [`protocol`]) → [`plan`] → [`prefetch`].
 
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod btf;
 pub mod cgroup;
+pub mod child;
 pub mod cli;
 pub mod command;
 pub mod container;
@@ -26,8 +29,10 @@ pub mod pagelist;
 pub mod pathmap;
 pub mod plan;
 pub mod prefetch;
+pub mod process;
 pub mod protocol;
 pub mod residency;
+pub mod say;
 pub mod signals;
 pub mod source;
 pub mod target;

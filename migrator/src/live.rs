@@ -1,10 +1,8 @@
 //! Live migration: a process tree, and its hot page cache ahead of it.
 //!
-//! [`source`] leads and [`destination`] follows. `docs/protocol.md` has who
-//! says what when, `docs/handover.md` why the tree runs exactly once.
+//! [`source`] leads and [`destination`] follows. `docs/protocol.md` has the
+//! messages, `docs/handover.md` why the tree runs exactly once.
 
-mod able;
-mod arrival;
 mod commit;
 pub mod destination;
 pub mod files;
@@ -12,10 +10,13 @@ mod freeze;
 pub mod images;
 pub mod order;
 pub mod outside;
+mod post_restore;
+mod preflight;
 pub mod report;
 pub mod rounds;
 pub mod source;
+mod space;
 pub mod tree;
 mod warmup;
 
-pub use order::{Able, Order, Subject};
+pub use order::{Accepted, Order};

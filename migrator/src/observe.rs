@@ -130,7 +130,7 @@ fn obey(tracker: &mut Tracker, duty: &mut Duty, left: u32) -> anyhow::Result<u32
             // Memory may be short, or another tracer in our place. What is known
             // so far is worth more than the end of a tracker that was left on.
             Err(error) => {
-                eprintln!("migrator: warning: {error:#}; the next window is tried later");
+                crate::say!("warning: {error:#}; the next window is tried later");
                 Ok(duty::EVERY.0)
             }
         },

@@ -4,14 +4,14 @@
 //! sides say [`Hello`] at once, and then send [`Message`]s. [`hello`] and
 //! [`message`] are pure; [`wire`] puts them on a connection, with time-outs.
 
-pub mod fault;
+pub mod error;
 pub mod hello;
 pub mod message;
 pub mod wire;
 
 use std::time::Duration;
 
-pub use fault::{Fault, printable};
+pub use error::{PeerError, printable};
 pub use hello::{Hello, Role};
 pub use message::Message;
 

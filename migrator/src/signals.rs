@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -78,6 +78,21 @@ impl Signals {
             ready.clear_ready();
         }
     }
+}
+
+/// Ignores SIGXFSZ, here and in what is started from now on: a write beyond the
+/// limit of a file's size then fails with EFBIG and ends nothing
+/// (setrlimit(2), `RLIMIT_FSIZE`). [`child::starve`](crate::child::starve) is
+/// what needs it.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn ignore_file_limit() -> anyhow::Result<()> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed, so that no code runs in a signal's
+    // context.
+    unsafe { sigaction(Signal::SIGXFSZ, &ignore) }.context("failed to ignore SIGXFSZ")?;
+    Ok(())
 }
 
 /// The error of who was waiting when [`Signals::came`] came to its end; `side`

@@ -87,7 +87,7 @@ mod tests {
     /// Serves nobody but who sends a list.
     fn nobody() -> Guests {
         Box::new(|peer, _| {
-            peer.leave(Some(Message::Failed("not here".into())));
+            peer.close(Some(Message::Failed("not here".into())));
             anyhow::bail!("a guest")
         })
     }

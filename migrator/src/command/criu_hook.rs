@@ -15,7 +15,7 @@ use crate::criu_hook::look::{self, Seen};
 use crate::criu_hook::stage::{Call, Stage};
 use crate::criu_hook::{LIST, RUN, install, list, supervise, worker};
 use crate::exit::{Outcome, Usage};
-use crate::handover::gate;
+use crate::handover::notify;
 
 /// Runs the command. As an action script of `migrator move` it holds CRIU.
 /// Otherwise nothing that goes wrong with the page cache is an error: CRIU
@@ -24,9 +24,8 @@ pub(super) fn run(args: CriuHookArgs) -> anyhow::Result<Outcome> {
     if args.install || args.remove {
         return configure(&args);
     }
-    if let Some(session) = gate::session()? {
-        let stage = env::var("CRTOOLS_SCRIPT_ACTION").context("CRIU tells no stage")?;
-        return match gate::pass(&session, &stage)? {
+    if let Some(session) = notify::session()? {
+        return match notify::hold_dump(&session) {
             true => Ok(Outcome::Done),
             false => anyhow::bail!("the migration is given up"),
         };
@@ -116,7 +115,7 @@ fn report(seen: &Seen, path: &Path, start: Instant) {
     }
 }
 
-/// Into CRIU's log, if there is room: `eprintln!` would panic.
+/// Into CRIU's log, if there is room: a full log is no error.
 fn tell(what: &str) {
     _ = writeln!(io::stderr(), "migrator: {what}");
 }
@@ -129,8 +128,9 @@ fn configure(args: &CriuHookArgs) -> anyhow::Result<Outcome> {
         true => install::install(root, &binary)?,
         false => install::remove(root, &binary)?,
     };
+    let mut out = io::stdout().lock();
     for line in done {
-        println!("{line}");
+        writeln!(out, "{line}").context("failed to print what was done")?;
     }
     Ok(Outcome::Done)
 }

@@ -160,15 +160,15 @@ fn watch(
         // Ctrl-C ends ssh as well, so this is asked first.
         Ok(Ended::Interrupted) => return Err(interruption(Ok(()), "source")),
         _ if link.is_broken() => return Ok(None),
-        Ok(Ended::TargetGone) => eprintln!("migrator: the target has ended"),
+        Ok(Ended::TargetGone) => crate::say!("the target has ended"),
         Ok(Ended::TimeUp) => {}
         Err(error) => return Err(error),
     }
     let snapshot = tracker.snapshot(args.source.min_heat)?;
     track::warn(&snapshot.lost);
     if snapshot.list.files.is_empty() {
-        eprintln!(
-            "migrator: warning: the target used no pages of files within {}",
+        crate::say!(
+            "warning: the target used no pages of files within {}",
             humantime::format_duration(args.observe)
         );
     }

@@ -2,17 +2,17 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::prefetch::Bar;
 use super::track;
 use crate::cli::{MoveArgs, RuntimeChoice};
-use crate::container;
+use crate::container::{self, Subject};
 use crate::criu::{Criu, Passed};
 use crate::destination::split_rsh;
 use crate::exit::{Outcome, Usage};
-use crate::live::order::Subject;
 use crate::live::report::Moved;
 use crate::live::source::{self, Cache, Options};
 use crate::prefetch::Progress;
@@ -22,11 +22,13 @@ use crate::target::Target;
 /// Runs the command.
 pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
     let rsh = split_rsh(&args.rsh).map_err(Usage)?;
+    let signals = Signals::block()?;
+    let is_interrupted = || signals.wait(None, Duration::ZERO).unwrap_or(false);
     let (subject, root) = match (args.subject.pid, &args.subject.container) {
         (Some(pid), _) => (Subject::Process { pid }, pid),
         (None, Some(name)) => match args.live.runtime {
-            RuntimeChoice::Podman => container::podman_subject(name)?,
-            RuntimeChoice::Runc => container::runc_subject(name)?,
+            RuntimeChoice::Podman => container::podman_subject(name, &is_interrupted)?,
+            RuntimeChoice::Runc => container::runc_subject(name, &is_interrupted)?,
         },
         // clap requires one of them.
         (None, None) => return Err(Usage("name a --pid or a --container".into()).into()),
@@ -44,6 +46,7 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
         passed: Passed {
             tcp_established: live.tcp_established,
         },
+        max_freeze: live.max_freeze,
         cache: (!live.no_prefetch).then_some(Cache {
             observe: args.observe,
             interval: args.source.interval,
@@ -51,7 +54,6 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
             warmup,
         }),
     };
-    let signals = Signals::block()?;
     let progress = Arc::new(Progress::default());
     let choice = args.source.source;
     let tracker = || {

@@ -57,7 +57,7 @@ pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
                 Some(report) if args.listen.is_some() => {
                     print(&report, args.json).context("failed to print the report")?;
                 }
-                Some(report) => eprint!("{report}"),
+                Some(report) => crate::say::raw(&report.to_string()),
                 None => {}
             }
             Err(error)
@@ -81,12 +81,12 @@ fn guests(criu: Criu, options: Options, takes_over: bool) -> Guests {
                 let stop = Arc::clone(&options.stop);
                 live::destination::serve(peer, &order, &criu, options, &stop)?;
             }
-            Message::Ask(session) if takes_over => {
-                live::destination::answer(peer, &session)?;
+            Message::Ask(question) if takes_over => {
+                live::destination::answer(peer, &question, &options.stop)?;
             }
             _ => {
                 let why = "this `migrator receive` only prefetches: it takes over no processes";
-                peer.leave(Some(Message::Failed(why.into())));
+                peer.close(Some(Message::Failed(why.into())));
                 anyhow::bail!("refused to take over a process: only prefetching is allowed");
             }
         }
@@ -123,7 +123,7 @@ async fn accept(address: SocketAddr) -> anyhow::Result<tokio::net::TcpStream> {
     let address = listener
         .local_addr()
         .context("failed to learn on which port it listens")?;
-    eprintln!("migrator: listening on {address}");
+    crate::say!("listening on {address}");
     let (stream, _) = listener
         .accept()
         .await

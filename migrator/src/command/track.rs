@@ -54,7 +54,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
             let overview = tracker.overview(min_heat)?;
             // The disk may have room again when the observation ends.
             if let Err(error) = tracker.known().write_atomically(output, &overview) {
-                eprintln!("migrator: warning: {error:#}; observing goes on");
+                crate::say!("warning: {error:#}; observing goes on");
             }
             saved = Instant::now();
         }
@@ -69,7 +69,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         each,
     )?;
     if ended == Ended::TargetGone {
-        eprintln!("migrator: the target has ended");
+        crate::say!("the target has ended");
     }
 
     let overview = tracker.overview(min_heat)?;
@@ -112,8 +112,8 @@ fn duty(args: &TrackArgs, tracker: &Tracker) -> Option<Duty> {
     }
     let epochs = |count: u32| humantime::format_duration(args.observe.interval * count);
     let (least, most) = duty::EVERY;
-    eprintln!(
-        "migrator: after {} in windows of {}, every {} to {} (--windows never: all the time)",
+    crate::say!(
+        "after {} in windows of {}, every {} to {} (--windows never: all the time)",
         epochs(duty::FIRST),
         epochs(1),
         epochs(least),
@@ -160,10 +160,10 @@ pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tra
             Refusal::Failed(_) => anyhow::anyhow!("failed to observe: {refusal}"),
         })?;
     for (name, refusal) in &chosen.refused {
-        eprintln!("migrator: source {name} is {refusal}");
+        crate::say!("source {name} is {refusal}");
     }
-    eprintln!(
-        "migrator: observing with source {}: {}",
+    crate::say!(
+        "observing with source {}: {}",
         chosen.name,
         tracker.source()
     );
@@ -312,7 +312,7 @@ pub(super) fn warn(lost: &Lost) {
         ),
     ] {
         if count > 0 {
-            eprintln!("migrator: warning: {count} {what}");
+            crate::say!("warning: {count} {what}");
         }
     }
 }

@@ -1,26 +1,25 @@
-//! CRIU at work for us: it is asked over a socket (`criu swrk`, as libcriu does),
-//! and asks back at each stage. An action script would be started at each of them
-//! while the tree stands still, which takes longer than all of the rest of it.
+//! CRIU over a socket (`criu swrk`, as libcriu runs it): it gets its request there
+//! and asks back at each stage. An action script would be a process at each of
+//! them while the tree stands still, which takes longer than all the rest.
 //!
 //! The messages are CRIU's `images/rpc.proto`, as far as they are needed. A CRIU
-//! whose question is not answered, because we have died, ends a restored tree and
-//! lets a dumped one go on (`send_criu_rpc_script` in `criu/cr-service.c`). The crate
-//! rust-criu speaks the same, but keeps to itself which process CRIU is, which a
-//! guard must know when we have died, and calls back to a function of no session.
+//! whose question is not answered, because this process has died, lets a dumped
+//! tree run (`send_criu_rpc_script` in `criu/cr-service.c`). The crate rust-criu
+//! speaks the same protocol, but hides which process CRIU is, which a guard has
+//! to know when the leader has died.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, bail};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
 
-use super::Passed;
-use crate::handover::{Session, gate};
+use super::{Job, OnPostDump, Work};
+use crate::say;
 
 /// More than any of its messages: the longest brings the first line of an error.
 const LONGEST: usize = 64 << 10;
@@ -83,28 +82,33 @@ struct Response {
 struct Notify {
     #[prost(string, optional, tag = "1")]
     script: Option<String>,
-    /// Of the restored root.
-    #[prost(int32, optional, tag = "2")]
-    pid: Option<i32>,
 }
 
-/// What CRIU shall do.
-#[derive(Debug)]
+/// What CRIU has to do.
 pub(super) struct Order<'a> {
-    pub(super) session: &'a Session,
-    pub(super) images: &'a Path,
-    /// The root of the tree to dump; none for a restore.
-    pub(super) root: Option<i32>,
-    pub(super) passed: Passed,
+    pub(super) work: Work<'a>,
+    /// The root of the tree to dump and the answer at its end; a restore
+    /// without.
+    pub(super) dump: Option<(i32, OnPostDump)>,
 }
 
 impl Order<'_> {
-    /// Starts CRIU, which ends when it has done as ordered or has failed. At the
-    /// session's gates a thread answers it.
+    /// Starts CRIU, which ends when it has done as ordered or has failed. A
+    /// thread answers it.
     ///
     /// # Errors
-    /// It can't be run.
-    pub(super) fn start(&self, program: &Path) -> anyhow::Result<Child> {
+    /// It can't be started.
+    pub(super) fn start(self, mut program: Command) -> anyhow::Result<Job> {
+        let Work {
+            images,
+            storage,
+            group,
+            passed,
+        } = self.work;
+        let open = |path: &Path| {
+            File::open(path).with_context(|| format!("failed to open {}", path.display()))
+        };
+        let (images, work) = (open(images)?, open(storage)?);
         let (ours, its) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -112,92 +116,92 @@ impl Order<'_> {
             SockFlag::SOCK_CLOEXEC,
         )
         .context("failed to make a socket for CRIU")?;
-        let child = Command::new(program)
+        program
             .args(["swrk", "0"])
             .current_dir("/")
             .stdin(its)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is for us to hear and for CRIU not to.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("failed to run {}", program.display()))?;
-
-        let open = |path: &Path| {
-            File::open(path).with_context(|| format!("failed to open {}", path.display()))
-        };
-        let (images, work) = (open(self.images)?, open(self.session.storage())?);
-        let what = if self.root.is_some() {
-            "dump"
-        } else {
-            "restore"
-        };
+            .stderr(Stdio::null());
+        let mut job = Job::start(program, group, storage)?;
         let request = Request {
-            kind: match self.root {
+            kind: match self.dump {
                 Some(_) => Kind::Dump,
                 None => Kind::Restore,
             }
             .into(),
             options: Some(Options {
                 images_dir_fd: images.as_raw_fd(),
-                pid: self.root,
-                tcp_established: Some(self.passed.tcp_established),
+                pid: self.dump.as_ref().map(|(root, _)| *root),
+                tcp_established: Some(passed.tcp_established),
                 file_locks: Some(true),
-                log_file: Some(format!("{what}.log")),
-                notify_scripts: Some(true),
+                log_file: Some(match self.dump {
+                    Some(_) => "dump.log".into(),
+                    None => "restore.log".into(),
+                }),
+                // At a restore CRIU has nothing to ask.
+                notify_scripts: self.dump.is_some().then_some(true),
                 work_dir_fd: Some(work.as_raw_fd()),
                 // Files that are open and deleted get a name for the way.
-                link_remap: self.root.map(|_| true),
+                link_remap: self.dump.is_some().then_some(true),
             }),
             notify_success: None,
         };
-        say(&ours, &request)?;
-        let session = self.session.clone();
-        thread::Builder::new()
-            .name("criu".into())
-            .spawn(move || {
-                // CRIU opens them through this process.
-                let _open = (images, work);
-                if let Err(error) = answer(&ours, &session) {
-                    eprintln!("migrator: {error:#}");
-                }
-            })
-            .context("failed to start a thread")?;
-        Ok(child)
+        let answer = self.dump.map(|(_, answer)| answer);
+        let serve = move || {
+            // CRIU opens them through this process.
+            let _open = (images, work);
+            if let Err(error) = serve(&ours, &request, answer) {
+                say!("{error:#}");
+            }
+        };
+        let thread = thread::Builder::new().name("criu".into()).spawn(serve);
+        if let Err(error) = thread {
+            job.kill();
+            return Err(error).context("failed to start a thread");
+        }
+        Ok(job)
     }
 }
 
-/// Answers CRIU until it has ended, or has done what it was asked to.
-fn answer(socket: &OwnedFd, session: &Session) -> anyhow::Result<()> {
-    while let Some(response) = hear(socket)? {
+/// Sends CRIU its request and answers it until it has ended, or has done what
+/// it was asked to. Without an answer it lets a dumped tree run.
+fn serve(
+    socket: &OwnedFd,
+    request: &Request,
+    mut answer: Option<OnPostDump>,
+) -> anyhow::Result<()> {
+    send_request(socket, request)?;
+    while let Some(response) = receive(socket)? {
         if response.kind() != Kind::Notify {
-            // Its exit status and its log tell the rest.
+            // Its exit status and its log say the rest.
             return Ok(());
         }
         let notify = response.notify.unwrap_or_default();
-        let passes = gate::tell(session, notify.script(), notify.pid);
-        let answer = Request {
+        let success = match notify.script() {
+            "post-dump" => answer.take().is_some_and(|answer| answer()),
+            _ => true,
+        };
+        let reply = Request {
             kind: Kind::Notify.into(),
             options: None,
-            notify_success: Some(*passes.as_ref().unwrap_or(&false)),
+            notify_success: Some(success),
         };
-        say(socket, &answer)?;
-        passes?;
+        send_request(socket, &reply)?;
     }
     Ok(())
 }
 
-/// Says something to a CRIU that may have ended; its exit status tells why.
-fn say(socket: &OwnedFd, request: &Request) -> anyhow::Result<()> {
+/// Sends a message to a CRIU that may have ended; its exit status says why.
+fn send_request(socket: &OwnedFd, request: &Request) -> anyhow::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL;
     match send(socket.as_raw_fd(), &request.encode_to_vec(), flags) {
         Ok(_) | Err(nix::Error::EPIPE) => Ok(()),
-        Err(error) => Err(error).context("failed to talk to CRIU"),
+        Err(error) => Err(error).context("failed to write to CRIU"),
     }
 }
 
-/// Its next message; none when it has ended.
-fn hear(socket: &OwnedFd) -> anyhow::Result<Option<Response>> {
+/// Returns its next message; `None` when it has ended.
+fn receive(socket: &OwnedFd) -> anyhow::Result<Option<Response>> {
     let mut bytes = vec![0; LONGEST];
     loop {
         return match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
@@ -206,9 +210,9 @@ fn hear(socket: &OwnedFd) -> anyhow::Result<Option<Response>> {
             Ok(0) | Err(nix::Error::ECONNRESET) => Ok(None),
             Ok(length) => match Response::decode(&bytes[..length]) {
                 Ok(response) => Ok(Some(response)),
-                Err(error) => bail!("CRIU says what makes no sense: {error}"),
+                Err(error) => bail!("malformed reply from CRIU: {error}"),
             },
-            Err(error) => Err(error).context("failed to hear CRIU"),
+            Err(error) => Err(error).context("failed to read from CRIU"),
         };
     }
 }
@@ -238,11 +242,12 @@ mod tests {
         let bytes = b"\x08\x01\x12\x1b\x08\x07\x10\xac\x02\x28\x00\x40\x01\x52\x08dump.log\x60\x01\x88\x01\x08\x90\x01\x01";
         assert_eq!(request.encode_to_vec(), bytes);
 
+        // A field that is not known here is passed over: the root's pid.
         let bytes = b"\x08\x06\x10\x01\x2a\x10\x0a\x0cpost-restore\x10\x2a";
         let response = Response::decode(&bytes[..]).unwrap();
         let notify = response.notify.clone().unwrap();
         assert_eq!(response.kind(), Kind::Notify);
-        assert_eq!((notify.script(), notify.pid), ("post-restore", Some(42)));
+        assert_eq!(notify.script(), "post-restore");
     }
 
     #[test]
@@ -251,35 +256,46 @@ mod tests {
             let flags = SockFlag::SOCK_CLOEXEC;
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
         };
-        let session = Session::named("0123456789abcdef").unwrap();
         let (ours, its) = pair();
+        let request = Request {
+            kind: Kind::Dump.into(),
+            options: None,
+            notify_success: None,
+        };
         let notify = |script: &str| Response {
             kind: Kind::Notify.into(),
             success: true,
             notify: Some(Notify {
                 script: Some(script.into()),
-                pid: None,
             }),
         };
-        // Where no session is, nothing passes its gates.
-        for script in ["pre-dump", "network-lock", "post-dump"] {
+        for script in ["pre-dump", "network-lock", "post-dump", "post-dump"] {
             let bytes = notify(script).encode_to_vec();
             send(its.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
         }
-        let answered = answer(&ours, &session);
-        assert!(answered.is_err());
-        for success in [true, true, false] {
+        let end = Response {
+            kind: Kind::Dump.into(),
+            success: true,
+            notify: None,
+        };
+        send(its.as_raw_fd(), &end.encode_to_vec(), MsgFlags::empty()).unwrap();
+        serve(&ours, &request, Some(Box::new(|| false))).unwrap();
+        let received = || {
             let mut bytes = [0; 100];
             let length = recv(its.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
-            let request = Request::decode(&bytes[..length]).unwrap();
-            assert_eq!(request.kind(), Kind::Notify);
-            assert_eq!(request.notify_success, Some(success));
+            Request::decode(&bytes[..length]).unwrap()
+        };
+        assert_eq!(received(), request);
+        for success in [true, true, false, false] {
+            let reply = received();
+            assert_eq!(reply.kind(), Kind::Notify);
+            assert_eq!(reply.notify_success, Some(success));
         }
         drop(its);
-        assert!(answer(&ours, &session).is_ok(), "it has ended");
+        assert!(serve(&ours, &request, None).is_ok(), "it has ended");
 
         let (ours, its) = pair();
         send(its.as_raw_fd(), b"\xff\xff", MsgFlags::empty()).unwrap();
-        assert!(answer(&ours, &session).is_err());
+        assert!(serve(&ours, &request, None).is_err());
     }
 }

@@ -81,7 +81,7 @@ fn start_worker(call: &Call) -> anyhow::Result<()> {
     let (out, err) = match log().and_then(|log| Ok((log.try_clone()?, log))) {
         Ok((out, err)) => (out.into(), err.into()),
         Err(error) => {
-            // Into CRIU's log, if there is room: `eprintln!` would panic.
+            // Into CRIU's log, if there is room.
             let why = format!("failed to open the log in {RUN}: {error}; there is none");
             _ = writeln!(io::stderr(), "migrator: {why}");
             (Stdio::null(), Stdio::null())

@@ -1,73 +1,125 @@
-//! A host's notes on a migration: a directory below `/run/migrator`.
+//! A host's notes on a handover.
 //!
-//! What several processes write, action scripts and ours, is decided by the
-//! file system: a decision is a file that is linked into place once.
+//! `/run/migrator/NAME` holds what a boot may forget, for a boot ends the tree
+//! as well. `/var/lib/migrator/NAME` holds images, logs and the [`Record`].
+//!
+//! A [`Mark`] is a file that is prepared when the session is made and moved to
+//! its name once (renameat2(2), `RENAME_NOREPLACE`): the first process that
+//! moves one decides for all, and a full disk is no obstacle.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Where sessions are. It is empty after a boot, as are the trees that they
-/// tell of.
+use super::Decision;
+use super::identity::Identity;
+use super::incoming::Record;
+use super::outgoing::Intent;
+
+/// Where the notes of sessions are. A boot empties it.
 pub const SESSIONS: &str = "/run/migrator";
 
 /// Where images are kept: on a disk, for they are as large as the tree's
 /// memory.
-const STORAGE: &str = "/var/lib/migrator";
+pub const STORAGE: &str = "/var/lib/migrator";
 
-/// The variable that tells an action script of its session.
-pub const VARIABLE: &str = "MIGRATOR_SESSION";
-
-/// Held by the migrator that leads this side, as long as it lives.
+/// The lock of the process that leads this side.
 const LEADER: &str = "leader";
 
-/// On the disk: whether the tree may have run here, as one of these bytes.
-const MAY_HAVE_RUN: &str = "may-have-run";
-const NOT_YET: &[u8] = b"n";
-const IT_MAY: &[u8] = b"y";
+/// The lock of the process that makes a decision true.
+const FINISHER: &str = "finisher";
 
-const DECISION: &str = "decision";
+/// The file of the [`Record`].
+const RECORD: &str = "record";
 
-/// What becomes of this host's copy of the tree. It is made once.
+/// How long a tombstone is kept whose source never confirms.
+const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A fact that is noted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// It runs (on).
-    Run,
-    /// It ends.
-    End,
+pub enum Mark {
+    /// Source: the dump is complete. The action script of a container makes it.
+    Dumped,
+    /// Source: the tree ends with its dump and is restored here if the
+    /// migration fails.
+    Release,
+    /// Source: what it has set out to do.
+    Intent(Intent),
+    /// Either: what becomes of this host's copy.
+    Decision(Decision),
+    /// Destination: the tree is complete and stopped, and the source knows.
+    Restored,
+    /// Destination: the tree runs.
+    Running,
+    /// Destination: the source will not ask.
+    Confirmed,
 }
 
-impl Decision {
+impl Mark {
+    const ALL: [Self; 9] = [
+        Self::Dumped,
+        Self::Release,
+        Self::Intent(Intent::Commit),
+        Self::Intent(Intent::RollBack),
+        Self::Decision(Decision::Run),
+        Self::Decision(Decision::End),
+        Self::Restored,
+        Self::Running,
+        Self::Confirmed,
+    ];
+
+    /// Returns the file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dumped => "dumped",
+            Self::Release => "release",
+            Self::Intent(_) => "intent",
+            Self::Decision(_) => "decision",
+            Self::Restored => "restored",
+            Self::Running => "running",
+            Self::Confirmed => "confirmed",
+        }
+    }
+
+    /// Returns the file's content.
     fn text(self) -> &'static str {
         match self {
-            Self::Run => "run",
-            Self::End => "end",
+            Self::Intent(Intent::Commit) => "commit",
+            Self::Intent(Intent::RollBack) => "roll back",
+            Self::Decision(Decision::Run) => "run",
+            Self::Decision(Decision::End) => "end",
+            _ => "",
         }
+    }
+
+    fn prepared(self) -> String {
+        format!(".{}{}", self.name(), self.text().replace(' ', "-"))
     }
 }
 
-/// A migration's notes on one host.
+/// A handover's notes on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     directory: PathBuf,
     storage: PathBuf,
 }
 
-/// As long as it exists, others see that the session is led.
+/// A lock that others see as long as it exists.
 #[derive(Debug)]
-pub struct Leader(#[allow(dead_code, reason = "dropping it is its use")] Flock<File>);
+pub struct Lock(#[allow(dead_code, reason = "dropping it is its use")] Flock<File>);
 
 impl Session {
-    /// The session of this name; it need not exist.
+    /// Returns the session of this name; it need not exist.
     ///
     /// # Errors
-    /// When the name is not one that [`fresh_name`] gives: it may come from
-    /// the other side.
+    /// The name is not one of [`fresh_name`]: it may come from a peer.
     pub fn named(name: &str) -> anyhow::Result<Self> {
         Self::below(Path::new(SESSIONS), Path::new(STORAGE), name)
     }
@@ -75,7 +127,7 @@ impl Session {
     fn below(sessions: &Path, storage: &Path, name: &str) -> anyhow::Result<Self> {
         let is_hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if name.len() != 16 || !name.bytes().all(is_hexadecimal) {
-            bail!("{name:?} is not the name of a session");
+            bail!("invalid session name: {name:?}");
         }
         Ok(Self {
             directory: sessions.join(name),
@@ -83,28 +135,53 @@ impl Session {
         })
     }
 
-    /// The sessions of this host, in no order.
+    /// Returns the sessions of this host in the order of their names, those of
+    /// which only the disk is left, too.
     ///
     /// # Errors
     /// They can't be listed.
     pub fn all() -> anyhow::Result<Vec<Self>> {
-        let entries = match fs::read_dir(SESSIONS) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(|| format!("failed to list {SESSIONS}")),
-        };
-        let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
-        Ok(entries
-            .filter_map(name)
-            .filter_map(|name| Self::named(&name).ok())
+        let mut names = Vec::new();
+        for directory in [SESSIONS, STORAGE] {
+            match fs::read_dir(directory) {
+                Ok(entries) => names.extend(
+                    entries
+                        .flatten()
+                        .filter_map(|entry| entry.file_name().into_string().ok()),
+                ),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("failed to list {directory}"));
+                }
+            }
+        }
+        names.sort();
+        names.dedup();
+        Ok(names
+            .iter()
+            .filter_map(|name| Self::named(name).ok())
             .collect())
     }
 
-    /// Makes its directories, which only root may enter.
+    /// Makes its directories, which only root may enter, its record and its
+    /// marks.
     ///
     /// # Errors
-    /// There is one already, or the file system says why not.
-    pub fn create(&self) -> anyhow::Result<Leader> {
+    /// There is one already, or the file system says why not. Nothing is left.
+    pub fn create(&self, record: Option<(Record, &Identity)>) -> anyhow::Result<Lock> {
+        if self.exists() || self.storage.exists() {
+            bail!("there is a session {} on this host already", self.name());
+        }
+        let made = self.make(record);
+        if made.is_err() {
+            // What could not be made can't always be removed; the first error
+            // says why.
+            _ = self.remove();
+        }
+        made
+    }
+
+    fn make(&self, record: Option<(Record, &Identity)>) -> anyhow::Result<Lock> {
         let create = |path: &Path| {
             let parent = path.parent().unwrap_or(path);
             let mut builder = fs::DirBuilder::new();
@@ -114,11 +191,19 @@ impl Session {
         for path in [&self.directory, &self.storage, &self.images()] {
             create(path).with_context(|| format!("failed to create {}", path.display()))?;
         }
+        for mark in Mark::ALL {
+            let path = self.directory.join(mark.prepared());
+            fs::write(&path, mark.text())
+                .with_context(|| format!("failed to write {}", path.display()))?;
+        }
+        if let Some((record, identity)) = record {
+            self.write_record(record, identity)?;
+        }
         self.lead()?
             .context("failed to lead a session that was just made")
     }
 
-    /// Whether it is there.
+    /// Returns whether its notes are there.
     pub fn exists(&self) -> bool {
         self.directory.is_dir()
     }
@@ -127,8 +212,21 @@ impl Session {
     ///
     /// # Errors
     /// Those of open(2) and flock(2).
-    pub fn lead(&self) -> anyhow::Result<Option<Leader>> {
-        let path = self.directory.join(LEADER);
+    pub fn lead(&self) -> anyhow::Result<Option<Lock>> {
+        self.lock(LEADER)
+    }
+
+    /// Locks the right to make a decision true; `None` while another process
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
+    pub fn finish(&self) -> anyhow::Result<Option<Lock>> {
+        self.lock(FINISHER)
+    }
+
+    fn lock(&self, name: &str) -> anyhow::Result<Option<Lock>> {
+        let path = self.directory.join(name);
         let open = || {
             let mut options = File::options();
             options.create(true).truncate(false).write(true).mode(0o600);
@@ -136,109 +234,163 @@ impl Session {
         };
         let file = open().with_context(|| format!("failed to open {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Leader(lock))),
+            Ok(lock) => Ok(Some(Lock(lock))),
             Err((_, nix::Error::EAGAIN)) => Ok(None),
-            Err((_, error)) => Err(error).context("failed to lock a session"),
+            Err((_, error)) => {
+                Err(error).with_context(|| format!("failed to lock {}", path.display()))
+            }
         }
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> String {
         let name = self.directory.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
 
-    /// Where its notes are.
+    /// Returns where its notes are.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where CRIU's logs and its action script are.
+    /// Returns where logs and scripts are.
     pub fn storage(&self) -> &Path {
         &self.storage
     }
 
-    /// Where its images are, unless they are shared.
+    /// Returns where its images are, unless they are shared.
     pub fn images(&self) -> PathBuf {
         self.storage.join("images")
     }
 
-    /// Decides, or gives what somebody has decided before: whoever is first
-    /// decides for all.
+    /// Makes a mark. Returns whether this call did it; another mark of the same
+    /// name may have been first.
     ///
     /// # Errors
-    /// The decision can't be written. Nobody has decided then.
-    pub fn decide(&self, decision: Decision) -> anyhow::Result<Decision> {
-        let path = self.directory.join(DECISION);
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            file.write_all(decision.text().as_bytes())?;
-            // persist_noclobber is link(2) or renameat2(RENAME_NOREPLACE):
-            // the file has its content from the first moment on.
-            match file.persist_noclobber(&path) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.error),
+    /// Those of renameat2(2). Whether the mark is there is not known.
+    pub fn mark(&self, mark: Mark) -> anyhow::Result<bool> {
+        let path = self.directory.join(mark.name());
+        let prepared = self.directory.join(mark.prepared());
+        match renameat_with(CWD, &prepared, CWD, &path, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::EXIST) => Ok(false),
+            Err(rustix::io::Errno::NOENT) if path.exists() => Ok(false),
+            Err(error) => {
+                Err(error).with_context(|| format!("failed to create {}", path.display()))
             }
-        };
-        match write() {
-            Ok(()) => Ok(decision),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self
-                .decision()
-                .with_context(|| format!("{} says neither run nor end", path.display())),
-            Err(error) => Err(error).with_context(|| format!("failed to write {}", path.display())),
         }
     }
 
-    /// Makes room on the disk for what [`Self::decide_to_run`] notes there: while
-    /// the tree stands still, it takes one block then and no journal.
+    /// Returns whether a mark of this name is there.
+    pub fn has(&self, mark: Mark) -> bool {
+        self.directory.join(mark.name()).exists()
+    }
+
+    /// Returns the noted intent.
     ///
     /// # Errors
-    /// The file system says why not.
-    pub fn prepare_to_run(&self) -> anyhow::Result<()> {
-        let path = self.storage.join(MAY_HAVE_RUN);
-        let write = || {
-            let mut file = File::create(&path)?;
-            file.write_all(NOT_YET)?;
-            file.sync_all()?;
-            let parent = self.storage.parent().unwrap_or(&self.storage);
-            [&self.storage, parent]
-                .into_iter()
-                .try_for_each(|directory| File::open(directory)?.sync_all())
+    /// It can't be read, or is none.
+    pub fn intent(&self) -> anyhow::Result<Option<Intent>> {
+        self.one_of([Intent::Commit, Intent::RollBack].map(|intent| (Mark::Intent(intent), intent)))
+    }
+
+    /// Returns the noted decision.
+    ///
+    /// # Errors
+    /// It can't be read, or is none.
+    pub fn decision(&self) -> anyhow::Result<Option<Decision>> {
+        self.one_of(
+            [Decision::Run, Decision::End].map(|decision| (Mark::Decision(decision), decision)),
+        )
+    }
+
+    fn one_of<T: Copy>(&self, marks: [(Mark, T); 2]) -> anyhow::Result<Option<T>> {
+        let path = self.directory.join(marks[0].0.name());
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("failed to read {}", path.display()))?,
+        };
+        let found = marks.iter().find(|(mark, _)| mark.text() == text);
+        match found {
+            Some((_, value)) => Ok(Some(*value)),
+            None => bail!("{} was not written by migrator", path.display()),
+        }
+    }
+
+    /// Notes an intent. Returns the one that is noted, and whether this call
+    /// did it.
+    ///
+    /// # Errors
+    /// It is not known which is noted, if any.
+    pub fn set_out(&self, intent: Intent) -> anyhow::Result<(Intent, bool)> {
+        let is_mine = self.mark(Mark::Intent(intent))?;
+        let noted = self.intent()?.context("the noted intent is gone")?;
+        Ok((noted, is_mine))
+    }
+
+    /// Notes a decision. Returns the one that is noted.
+    ///
+    /// # Errors
+    /// It is not known which is noted, if any.
+    pub fn decide(&self, decision: Decision) -> anyhow::Result<Decision> {
+        self.mark(Mark::Decision(decision))?;
+        self.decision()?.context("the noted decision is gone")
+    }
+
+    /// Writes the record, on the disk when this returns. In place of another
+    /// it needs no room.
+    ///
+    /// # Errors
+    /// The file system says why not. Either record may be there.
+    pub fn write_record(&self, record: Record, identity: &Identity) -> anyhow::Result<()> {
+        let path = self.storage.join(RECORD);
+        let letter = match record {
+            Record::NotAllowed => b'n',
+            Record::Allowed => b'y',
+            Record::Tombstone => b'e',
+        };
+        let write = || -> io::Result<()> {
+            let mut options = File::options();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path)?;
+            let is_new = file.metadata()?.len() == 0;
+            match is_new {
+                true => {
+                    let text = format!("{} {}\n", char::from(letter), identity.boot);
+                    file.write_all_at(text.as_bytes(), 0)?;
+                    file.sync_all()?;
+                    let parent = self.storage.parent().unwrap_or(&self.storage);
+                    [&self.storage, parent]
+                        .into_iter()
+                        .try_for_each(|directory| File::open(directory)?.sync_all())
+                }
+                false => {
+                    file.write_all_at(&[letter], 0)?;
+                    file.sync_data()
+                }
+            }
         };
         write().with_context(|| format!("failed to write {}", path.display()))
     }
 
-    /// Decides that a restored tree may run, as [`Self::decide`]; notes that
-    /// on the disk first, so that it is not forgotten with a power cut.
+    /// Returns the record, and the boot in which the session was made.
     ///
     /// # Errors
-    /// As [`Self::decide`]; or nobody has prepared for it.
-    pub fn decide_to_run(&self) -> anyhow::Result<Decision> {
-        let path = self.storage.join(MAY_HAVE_RUN);
-        let write = || {
-            let mut file = File::options().write(true).open(&path)?;
-            file.write_all(IT_MAY)?;
-            file.sync_data()
+    /// It can't be read, or is none.
+    pub fn record(&self) -> anyhow::Result<Option<(Record, String)>> {
+        let path = self.storage.join(RECORD);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("failed to read {}", path.display()))?,
         };
-        write().with_context(|| format!("failed to write {}", path.display()))?;
-        self.decide(Decision::Run)
-    }
-
-    /// Whether this host was told to run the tree, be it before it was booted.
-    pub fn may_have_run(&self) -> bool {
-        // What is there and can't be read is no reason to say that it has not.
-        match fs::read(self.storage.join(MAY_HAVE_RUN)) {
-            Ok(byte) => byte != NOT_YET,
-            Err(error) => error.kind() != ErrorKind::NotFound,
-        }
-    }
-
-    /// What has been decided so far.
-    pub fn decision(&self) -> Option<Decision> {
-        let text = fs::read_to_string(self.directory.join(DECISION)).ok()?;
-        [Decision::Run, Decision::End]
-            .into_iter()
-            .find(|decision| decision.text() == text)
+        let (letter, boot) = text.trim_end().split_once(' ').unwrap_or_default();
+        let record = match letter {
+            "n" => Record::NotAllowed,
+            "y" => Record::Allowed,
+            "e" => Record::Tombstone,
+            _ => bail!("{} was not written by migrator", path.display()),
+        };
+        Ok(Some((record, boot.to_owned())))
     }
 
     /// Writes a note, in place of an older one, at once as a whole.
@@ -250,6 +402,7 @@ impl Session {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
             serde_json::to_writer(&mut file, value)?;
+            file.flush()?;
             file.persist(&path)?;
             Ok(())
         };
@@ -264,31 +417,25 @@ impl Session {
         let path = self.directory.join(name);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).with_context(|| {
-                format!("{} is not what migrator writes", path.display())
+                format!("{} was not written by migrator", path.display())
             })?)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("failed to read {}", path.display())),
         }
     }
 
-    /// Whether a note has been written.
-    pub fn has(&self, name: &str) -> bool {
-        self.directory.join(name).exists()
-    }
-
-    /// Removes images and what belongs to them, but not that the tree may have
-    /// run.
+    /// Removes images and logs, but not the record.
     ///
     /// # Errors
     /// The file system says why not.
-    pub fn remove_storage(&self) -> anyhow::Result<()> {
+    pub fn remove_images(&self) -> anyhow::Result<()> {
         let entries = match fs::read_dir(&self.storage) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
         };
         let remove = |entry: fs::DirEntry| match entry.file_type()?.is_dir() {
             true => fs::remove_dir_all(entry.path()),
-            false if entry.file_name() == MAY_HAVE_RUN => Ok(()),
+            false if entry.file_name() == RECORD => Ok(()),
             false => fs::remove_file(entry.path()),
         };
         entries
@@ -296,34 +443,76 @@ impl Session {
             .with_context(|| format!("failed to remove what is in {}", self.storage.display()))
     }
 
-    /// Removes images and notes, as far as they are there.
+    /// Removes images and notes. The record stays: a tombstone.
+    ///
+    /// # Errors
+    /// The file system says why not.
+    pub fn bury(&self) -> anyhow::Result<()> {
+        self.remove_images()?;
+        remove_all(&self.directory)
+    }
+
+    /// Removes everything, as far as it is there.
     ///
     /// # Errors
     /// The file system says why not.
     pub fn remove(&self) -> anyhow::Result<()> {
-        for path in [&self.storage, &self.directory] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error)
-                        .with_context(|| format!("failed to remove {}", path.display()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove_all(&self.storage)?;
+        remove_all(&self.directory)
+    }
+
+    /// Returns whether a tombstone is all that is left of it.
+    pub fn is_tombstone(&self) -> bool {
+        let is_buried = || matches!(self.record(), Ok(Some((Record::Tombstone, _))));
+        !self.exists() && is_buried()
     }
 }
 
-/// A name that no other session has: 64 random bits.
+/// Removes tombstones whose source has not confirmed for 30 days. A question
+/// that comes later is answered "not known", which is safe.
+pub fn sweep_tombstones() {
+    let is_old = |session: &Session| {
+        let meta = fs::metadata(session.storage.join(RECORD));
+        let age = meta
+            .and_then(|meta| meta.modified())
+            .map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
+        age.is_ok_and(|age| age > TOMBSTONE_AGE)
+    };
+    for session in Session::all().unwrap_or_default() {
+        if session.is_tombstone() && is_old(&session) {
+            // It is tried again at the next order.
+            _ = session.remove();
+        }
+    }
+}
+
+fn remove_all(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns a name that no other session has: 64 random bits.
 ///
 /// # Errors
 /// There is no /dev/urandom.
 pub fn fresh_name() -> anyhow::Result<String> {
-    let mut bytes = [0; 8];
+    Ok(format!("{:016x}", u64::from_ne_bytes(random()?)))
+}
+
+/// Returns random bytes.
+///
+/// # Errors
+/// There is no /dev/urandom.
+pub(super) fn random<const LENGTH: usize>() -> anyhow::Result<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context("failed to read /dev/urandom")?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -334,6 +523,13 @@ mod tests {
     fn session(directory: &tempfile::TempDir) -> Session {
         let (sessions, storage) = (directory.path().join("run"), directory.path().join("lib"));
         Session::below(&sessions, &storage, "0123456789abcdef").unwrap()
+    }
+
+    fn here() -> Identity {
+        Identity {
+            host: "h".into(),
+            boot: "b".into(),
+        }
     }
 
     #[test]
@@ -348,37 +544,72 @@ mod tests {
     fn the_first_decision_holds() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let _leader = session.create().unwrap();
-        assert_eq!(session.decision(), None);
+        let _leader = session.create(None).unwrap();
+        assert_eq!(session.decision().unwrap(), None);
         assert_eq!(session.decide(Decision::End).unwrap(), Decision::End);
         assert_eq!(session.decide(Decision::Run).unwrap(), Decision::End);
-        assert_eq!(session.decision(), Some(Decision::End));
+        assert_eq!(session.decide(Decision::End).unwrap(), Decision::End);
+        assert_eq!(session.decision().unwrap(), Some(Decision::End));
         session.remove().unwrap();
         assert!(!session.exists());
         session.remove().unwrap();
     }
 
     #[test]
-    fn the_disk_knows_that_it_may_have_run_when_it_is_decided() {
+    fn only_the_first_to_commit_knows_that_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let _leader = session.create().unwrap();
-        assert!(session.decide_to_run().is_err(), "nobody prepared for it");
-        assert_eq!((session.decision(), session.may_have_run()), (None, false));
-        session.prepare_to_run().unwrap();
-        assert!(!session.may_have_run());
-        assert_eq!(session.decide_to_run().unwrap(), Decision::Run);
-        session.remove_storage().unwrap();
-        assert!(session.may_have_run(), "after the images are gone, too");
+        let _leader = session.create(None).unwrap();
+        let first = session.set_out(Intent::Commit).unwrap();
+        assert_eq!(first, (Intent::Commit, true));
+        let second = session.set_out(Intent::RollBack).unwrap();
+        assert_eq!(second, (Intent::Commit, false));
+        let third = session.set_out(Intent::Commit).unwrap();
+        assert_eq!(third, (Intent::Commit, false));
+    }
+
+    #[test]
+    fn a_damaged_decision_is_no_decision() {
+        let directory = tempfile::tempdir().unwrap();
+        let session = session(&directory);
+        let _leader = session.create(None).unwrap();
+        fs::write(session.directory().join("decision"), "ru").unwrap();
+        assert!(session.decision().is_err());
+        assert!(session.decide(Decision::Run).is_err());
+    }
+
+    #[test]
+    fn the_record_outlives_images_and_notes() {
+        let directory = tempfile::tempdir().unwrap();
+        let session = session(&directory);
+        let _leader = session.create(Some((Record::NotAllowed, &here()))).unwrap();
+        fs::write(session.images().join("pages-1.img"), "x").unwrap();
+        let record = |session: &Session| session.record().unwrap().unwrap().0;
+        assert_eq!(record(&session), Record::NotAllowed);
+        session.write_record(Record::Allowed, &here()).unwrap();
+        assert_eq!(record(&session), Record::Allowed);
+        assert!(!session.is_tombstone());
+        session.write_record(Record::Tombstone, &here()).unwrap();
+        session.bury().unwrap();
+        assert!(session.is_tombstone() && !session.images().exists());
+        let other_boot = Identity {
+            boot: "c".into(),
+            ..here()
+        };
+        session
+            .write_record(Record::Tombstone, &other_boot)
+            .unwrap();
+        assert_eq!(session.record().unwrap().unwrap().1, "b", "of its making");
+        assert!(session.create(None).is_err(), "a name is used once");
         session.remove().unwrap();
-        assert!(!session.may_have_run());
+        assert_eq!(session.record().unwrap(), None);
     }
 
     #[test]
     fn many_who_decide_at_once_agree() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let _leader = session.create().unwrap();
+        let _leader = session.create(None).unwrap();
         let decide = |number: usize| {
             let wanted = [Decision::Run, Decision::End][number % 2];
             session.decide(wanted).unwrap()
@@ -387,30 +618,30 @@ mod tests {
             let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || decide(n))).collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
-        assert!(decisions.iter().all(|it| Some(*it) == session.decision()));
+        let noted = session.decision().unwrap();
+        assert!(decisions.iter().all(|it| Some(*it) == noted));
     }
 
     #[test]
     fn one_leads_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let leader = session.create().unwrap();
+        let leader = session.create(None).unwrap();
         assert!(session.lead().unwrap().is_none());
         drop(leader);
         assert!(session.lead().unwrap().is_some());
-        assert!(session.create().is_err(), "there is one of this name");
+        assert!(session.create(None).is_err(), "there is one of this name");
     }
 
     #[test]
     fn notes_are_read_as_written() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let _leader = session.create().unwrap();
+        let _leader = session.create(None).unwrap();
         assert_eq!(session.read::<u32>("pid").unwrap(), None);
         session.note("pid", &7).unwrap();
         session.note("pid", &8).unwrap();
         assert_eq!(session.read("pid").unwrap(), Some(8));
-        assert!(session.has("pid") && !session.has("other"));
         assert!(session.read::<Vec<u32>>("pid").is_err());
     }
 }

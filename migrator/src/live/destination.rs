@@ -1,7 +1,6 @@
 //! The destination's side: takes a tree over when the source lets go of it.
 
 use std::path::PathBuf;
-use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -10,37 +9,45 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::able::{able, read};
 use super::images;
-use super::order::{Order, Subject};
+use super::order::Order;
+use super::preflight;
 use super::report::Arrival;
-use super::tree::Process;
-use crate::cgroup::Visit;
-use crate::container;
-use crate::criu::{Criu, Passed};
-use crate::handover::session::Leader;
-use crate::handover::settle::{self, AT_WORK, JOURNAL, Journal, RESTORED, RUNNING};
-use crate::handover::{Decision, Session, gate};
+use super::space::{self, Reservation};
+use crate::cgroup::{Group, Visit};
+use crate::child;
+use crate::container::{self, Subject};
+use crate::criu::{self, Criu, Job, Passed, Work};
+use crate::handover::incoming::executor::Executor;
+use crate::handover::incoming::{Event, Record, State};
+use crate::handover::journal::{AT_WORK, JOURNAL, ROOT, STAYS_STOPPED, Side, Target};
+use crate::handover::session::{Lock, sweep_tombstones};
+use crate::handover::{Identity, Journal, Session, guard, question};
 use crate::prefetch::Options;
-use crate::protocol::Message;
+use crate::process::{self, Process};
+use crate::protocol::{Message, PeerError};
+use crate::say;
 use crate::transfer::{Peer, Warmer};
 
-/// Between two looks at what CRIU may have done.
-const LOOK: Duration = Duration::from_millis(5);
+/// Poll interval for messages while CRIU restores.
+const RESTORE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Between two looks at whether somebody wants an end, where only the source
-/// has something to say. It may be a while: the tree still runs there.
-pub(super) const PATIENT: Duration = Duration::from_millis(200);
+/// Poll interval for a request to stop, where only the source has something to
+/// say.
+pub(super) const STOP_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a restored tree may take until each process is stopped: CRIU lets
+/// go of them one after the other.
+const STOPPED_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many pieces of images wait to be written.
 const PIECES: usize = 64;
 
 /// How many readers may read while the images come or the tree is restored:
-/// it uses a link that is idle, and hardly takes it from others.
-const YIELDING: u16 = 1;
+/// one uses a link that is idle, and hardly takes it from others.
+const READERS_DURING_RESTORE: u16 = 1;
 
-/// Takes over what the order names. Gives what it did; none if the source
-/// gave up, or this side refused.
+/// Takes over what the order names. Returns what it did.
 ///
 /// # Errors
 /// Why the tree does not run here.
@@ -51,134 +58,198 @@ pub fn serve(
     options: Options,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Arrival> {
-    let order = match read(order).and_then(|order| Ok((able(&order, criu)?, order))) {
-        Ok((able, order)) => {
-            let json = serde_json::to_vec(&able).context("failed to encode an answer")?;
-            peer.say(Message::Able(json.into()))?;
-            order
-        }
+    let refuse = |peer: Peer, error: anyhow::Error| {
+        peer.close(Some(Message::Failed(format!("{error:#}"))));
+        error
+    };
+    let is_cancelled = || interrupted.load(Relaxed);
+    let checked = preflight::read(order).and_then(|order| {
+        let accepted = preflight::check(&order, criu, &is_cancelled)?;
+        let prepared = Prepared::make(&order, &accepted.identity, criu)?;
+        Ok((order, accepted, prepared))
+    });
+    let (order, accepted, prepared) = match checked {
+        Ok(checked) => checked,
+        Err(error) => return Err(refuse(peer, error)),
+    };
+    let started = serde_json::to_vec(&accepted)
+        .context("failed to encode an answer")
+        .and_then(|json| {
+            let warmer = Warmer::start(options.clone(), peer.sender())?;
+            peer.send(Message::Accepted(json.into()))
+                .map_err(|error| anyhow!("the source {error}"))?;
+            Ok(warmer)
+        });
+    let warmer = match started {
+        Ok(warmer) => warmer,
         Err(error) => {
-            peer.leave(Some(Message::Failed(format!("{error:#}"))));
-            return Err(error);
+            prepared.discard();
+            return Err(refuse(peer, error));
         }
     };
-    let mut guest = match Guest::expect(peer, order, options, interrupted) {
-        Ok(guest) => guest,
-        Err(refused) => {
-            let (peer, error) = *refused;
-            peer.leave(Some(Message::Failed(format!("{error:#}"))));
-            return Err(error);
-        }
-    };
-    let restored = guest.take_images().and_then(|()| guest.restore(criu));
-    match restored.and_then(|mut child| guest.run(&mut child).map(|seconds| (child, seconds))) {
-        Ok((_child, seconds)) => guest.settle_in(seconds),
-        Err(error) => Err(guest.give_up(error)),
+    let mut incoming = Incoming::new(peer, order, prepared, warmer, options, interrupted);
+    let restored = incoming
+        .take_images()
+        .and_then(|()| incoming.restore(criu))
+        .and_then(|()| incoming.run());
+    match restored {
+        Ok(()) => incoming.finish(),
+        Err(error) => Err(incoming.give_up(error)),
     }
 }
 
 /// Answers a source that has lost its connection.
 ///
 /// # Errors
-/// It is no session's name, or the session can't be read.
-pub fn answer(mut peer: Peer, name: &str) -> anyhow::Result<()> {
-    let session = Session::named(name)?;
-    let answer = match settle::answer(&session) {
-        Ok(true) => Message::Running,
-        Ok(false) => Message::NotRunning,
-        Err(error) => {
-            peer.leave(Some(Message::Failed(format!("{error:#}"))));
-            return Err(error);
-        }
-    };
-    let runs = answer == Message::Running;
-    peer.say(answer)?;
-    // The source tells when its tree has ended; if it can't, it asks again.
-    while let Ok(message) = peer.hear(PATIENT) {
-        if runs && message == Some(Message::Ended) {
-            return settle::forget(&session);
-        }
-    }
-    Ok(())
+/// It is no question, or the session can't be read or written.
+pub fn answer(peer: Peer, question: &str, interrupted: &AtomicBool) -> anyhow::Result<()> {
+    question::answer(peer, question, &|| interrupted.load(Relaxed))
 }
 
-/// A tree on its way here.
-pub(super) struct Guest<'a> {
-    pub(super) peer: Peer,
-    pub(super) order: Order,
-    pub(super) session: Session,
-    pub(super) journal: Journal,
-    pub(super) leader: Leader,
-    pub(super) warmer: Warmer,
-    pub(super) options: Options,
-    pub(super) interrupted: &'a AtomicBool,
-    /// Where what is read before the restore is charged.
-    visit: Option<Visit>,
-    images_ended: Instant,
-    restore_seconds: f64,
+/// What is there before the order is accepted: a session, room for the images,
+/// and a guard.
+struct Prepared {
+    session: Session,
+    journal: Journal,
+    leader: Lock,
+    room: Option<Reservation>,
+    group: Option<Group>,
 }
 
-impl<'a> Guest<'a> {
-    fn expect(
-        peer: Peer,
-        order: Order,
-        options: Options,
-        interrupted: &'a AtomicBool,
-    ) -> Result<Self, Box<(Peer, anyhow::Error)>> {
-        let prepare = || {
-            let session = Session::named(&order.session)?;
-            let leader = session.create()?;
-            let journal = Journal {
-                subject: order.subject.clone(),
-                images: order.images.clone(),
+impl Prepared {
+    /// Makes all of it, or leaves nothing behind.
+    fn make(order: &Order, identity: &Identity, criu: &Criu) -> anyhow::Result<Self> {
+        sweep_tombstones();
+        let session = Session::named(&order.session)?;
+        let leader = session.create(Some((Record::NotAllowed, identity)))?;
+        let journal = Journal {
+            subject: order.subject.clone(),
+            images: order.images.clone(),
+            tcp_established: order.tcp_established,
+            criu: criu.program().to_owned(),
+            side: Side::Destination(Target {
                 cgroup: order.cgroup.clone(),
                 pids: match order.subject {
                     Subject::Process { .. } => order.pids.clone(),
                     // A container has ids of its own, and its runtime ends it.
                     _ => Vec::new(),
                 },
-                source: None,
+                identity: identity.clone(),
+                source_name: order.host.clone(),
+            }),
+        };
+        let prepare = || {
+            let copies = container::copies(&order.subject);
+            let needed = space::needed(order.memory_bytes, copies);
+            let room = match order.images {
+                Some(_) => None,
+                None => Some(Reservation::take(session.storage(), needed)?),
             };
             session.note(JOURNAL, &journal)?;
-            session.prepare_to_run()?;
-            settle::start(&session)?;
-            let warmer = Warmer::start(options.clone(), peer.sender())?;
-            Ok((session, leader, journal, warmer))
+            guard::start(&session)?;
+            Ok(room)
         };
         match prepare() {
-            Ok((session, leader, journal, warmer)) => Ok(Self {
-                visit: order.cgroup.as_deref().and_then(|path| {
-                    let uncharged =
-                        |error| eprintln!("migrator: not charged to the container yet: {error}");
-                    Visit::begin(path).map_err(uncharged).ok()
-                }),
-                peer,
-                order,
+            Ok(room) => Ok(Self {
+                group: Group::create(&session.name()),
                 session,
                 journal,
                 leader,
-                warmer,
-                options,
-                interrupted,
-                images_ended: Instant::now(),
-                restore_seconds: 0.0,
+                room,
             }),
-            Err(error) => Err(Box::new((peer, error))),
+            Err(error) => {
+                _ = session.remove();
+                Err(error)
+            }
         }
     }
 
-    /// The next message that is no list. `None` if there is none within `wait`.
-    fn hear(&mut self, wait: Duration) -> anyhow::Result<Option<Message>> {
+    /// Removes all of it.
+    fn discard(self) {
+        if let Some(group) = &self.group {
+            group.remove();
+        }
+        if let Err(error) = self.session.remove() {
+            say!("{error:#}");
+        }
+    }
+}
+
+/// A migration in progress, as the host sees it to which the tree comes.
+pub(super) struct Incoming<'a> {
+    pub(super) executor: Executor,
+    pub(super) order: Order,
+    pub(super) session: Session,
+    /// Dropped last: a guard takes over then.
+    pub(super) leader: Lock,
+    pub(super) warmer: Warmer,
+    pub(super) options: Options,
+    pub(super) interrupted: &'a AtomicBool,
+    room: Option<Reservation>,
+    group: Option<Group>,
+    /// Where what is read before the restore is charged.
+    visit: Option<Visit>,
+    images_ended: Instant,
+    pub(super) restore_seconds: f64,
+}
+
+impl<'a> Incoming<'a> {
+    fn new(
+        peer: Peer,
+        order: Order,
+        prepared: Prepared,
+        warmer: Warmer,
+        options: Options,
+        interrupted: &'a AtomicBool,
+    ) -> Self {
+        let Prepared {
+            session,
+            journal,
+            leader,
+            room,
+            group,
+        } = prepared;
+        Self {
+            visit: order.cgroup.as_deref().and_then(|path| {
+                let uncharged = |error| say!("not charged to the container yet: {error}");
+                Visit::begin(path).map_err(uncharged).ok()
+            }),
+            executor: Executor::start(session.clone(), journal, peer),
+            order,
+            session,
+            leader,
+            warmer,
+            options,
+            interrupted,
+            room,
+            group,
+            images_ended: Instant::now(),
+            restore_seconds: 0.0,
+        }
+    }
+
+    /// Returns the next message that is no list, if one comes within a time.
+    fn recv(&mut self, wait: Duration) -> anyhow::Result<Option<Message>> {
         if self.interrupted.load(Relaxed) {
             bail!("interrupted at the destination");
         }
-        match self.peer.hear(wait) {
+        let peer = self.executor.peer.as_mut();
+        let peer = peer.context("there is no connection to the source")?;
+        match peer.recv(wait) {
             Ok(Some(Message::List(bytes))) => {
                 self.warmer.take(bytes)?;
                 Ok(None)
             }
+            // A source that has rolled back will not ask.
+            Ok(Some(Message::Confirmed)) => {
+                self.executor.is_confirmed = true;
+                bail!("the source has given the migration up");
+            }
             Ok(message) => Ok(message),
-            Err(fault) => Err(self.peer.explain(fault)),
+            Err(error) => {
+                self.executor.is_confirmed |= matches!(error, PeerError::Says(_));
+                Err(peer.explain(error))
+            }
         }
     }
 
@@ -186,45 +257,89 @@ impl<'a> Guest<'a> {
     fn take_images(&mut self) -> anyhow::Result<()> {
         let mut writing: Option<(mpsc::Sender<Bytes>, JoinHandle<anyhow::Result<()>>)> = None;
         loop {
-            let Some(message) = self.hear(PATIENT)? else {
+            if let Some((_, thread)) = &writing
+                && thread.is_finished()
+            {
+                // It ends before the images do when it can't write.
+                let (_, thread) = writing.take().context("no thread writes images")?;
+                join(thread)?;
+            }
+            let Some(message) = self.recv(STOP_POLL_INTERVAL)? else {
                 continue;
             };
-            let Message::Images(piece) = message else {
-                return Err(self.out_of_turn(&message));
+            let Message::Images(mut piece) = message else {
+                return Err(unexpected(&message));
             };
-            self.options.at_once.store(YIELDING, Relaxed);
+            self.options.at_once.store(READERS_DURING_RESTORE, Relaxed);
             let is_end = piece.is_empty();
             if self.order.images.is_none() {
                 let (pieces, _) = match &mut writing {
                     Some(writing) => writing,
                     none => none.insert(self.write_images()?),
                 };
-                // Where this fails the thread has ended, and says why.
-                let taken = pieces.blocking_send(piece).is_ok();
-                if (is_end || !taken)
-                    && let Some((pieces, thread)) = writing.take()
-                {
-                    drop(pieces);
-                    let written = thread.join();
-                    written.map_err(|_| anyhow!("the thread that writes images panicked"))??;
+                // A disk that does not answer must not keep this thread.
+                loop {
+                    match pieces.try_send(piece) {
+                        Ok(()) => break,
+                        // The thread has ended, and says why.
+                        Err(mpsc::error::TrySendError::Closed(_)) => break,
+                        Err(mpsc::error::TrySendError::Full(back)) => {
+                            piece = back;
+                            if self.interrupted.load(Relaxed) {
+                                bail!("interrupted at the destination");
+                            }
+                            self.check_peer()?;
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    }
                 }
             }
             if is_end {
+                if let Some((pieces, thread)) = writing.take() {
+                    drop(pieces);
+                    while !thread.is_finished() {
+                        self.check_peer()?;
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    join(thread)?;
+                }
                 self.images_ended = Instant::now();
                 return Ok(());
             }
         }
     }
 
+    /// Fails if the source is gone, without taking a message from it.
+    fn check_peer(&mut self) -> anyhow::Result<()> {
+        if self.interrupted.load(Relaxed) {
+            bail!("interrupted at the destination");
+        }
+        match &self.executor.peer {
+            Some(peer) if !peer.is_broken() => Ok(()),
+            _ => bail!("the connection to the source is lost"),
+        }
+    }
+
     #[allow(clippy::type_complexity, reason = "used once")]
     fn write_images(
-        &self,
+        &mut self,
     ) -> anyhow::Result<(mpsc::Sender<Bytes>, JoinHandle<anyhow::Result<()>>)> {
         let directory = self.session.images();
         let (send, receive) = mpsc::channel(PIECES);
+        let mut room = self.room.take();
+        let write = move || {
+            images::receive(&directory, receive, |bytes| match &mut room {
+                Some(room) => room.release(bytes),
+                None => Ok(()),
+            })?;
+            if let Some(room) = room.take() {
+                room.end();
+            }
+            Ok(())
+        };
         let thread = thread::Builder::new()
             .name("images".into())
-            .spawn(move || images::receive(&directory, receive))
+            .spawn(write)
             .context("failed to start a thread")?;
         Ok((send, thread))
     }
@@ -236,126 +351,127 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Restores the tree, and waits until it is whole and stopped.
-    fn restore(&mut self, criu: &Criu) -> anyhow::Result<Child> {
-        let passed = Passed {
-            tcp_established: self.order.tcp_established,
-        };
+    /// Restores the tree until it is complete and stopped.
+    fn restore(&mut self, criu: &Criu) -> anyhow::Result<()> {
         let images = self.images();
         if let Some(visit) = &self.visit {
-            // Runtimes want it empty, and what they start shall not be in it.
+            // Runtimes want it empty, and what they start is not to be in it.
             visit.end()?;
         }
-        let subject = &self.order.subject;
-        let mut child = container::restore(subject, &self.session, &images, criu, passed)?;
-        if let Some(process) = Process::of(child.id() as i32) {
-            self.session.note(AT_WORK, &process)?;
-        }
-        while !self.session.has(RESTORED) {
-            match self.wait_for(&mut child) {
-                Ok(Some(message)) => return Err(self.out_of_turn(&message)),
-                Ok(None) => {}
-                Err(error) => {
-                    self.kill(&mut child);
-                    return Err(error);
-                }
-            }
-        }
-        if let Err(error) = gate::note_root(&self.session) {
-            self.kill(&mut child);
+        let work = Work {
+            images: &images,
+            storage: self.session.storage(),
+            group: self.group.as_ref(),
+            passed: Passed {
+                tcp_established: self.order.tcp_established,
+            },
+        };
+        let mut job = container::restore(&self.order.subject, work, criu)?;
+        if let Err(error) = self.session.note(AT_WORK, job.at_work()) {
+            // No other process knows of it.
+            job.kill();
             return Err(error);
+        }
+        let root = self.await_restore(&mut job)?;
+        self.session.note(ROOT, &root)?;
+        let began = Instant::now();
+        while !process::is_stopped(root) {
+            if began.elapsed() > STOPPED_LIMIT {
+                bail!("CRIU did not leave the restored tree stopped: use CRIU 3.17 or later");
+            }
+            thread::sleep(Duration::from_millis(1));
         }
         self.restore_seconds = self.images_ended.elapsed().as_secs_f64();
-        if let Err(fault) = self.peer.say(Message::Restored) {
-            self.kill(&mut child);
-            return Err(self.peer.explain(fault));
-        }
-        Ok(child)
-    }
-
-    /// Hears, while the restore must not end.
-    fn wait_for(&mut self, child: &mut Child) -> anyhow::Result<Option<Message>> {
-        if let Some(status) = child.try_wait().context("failed to wait for CRIU")? {
-            let why = Criu::complaint(&self.session, "restore");
-            bail!("failed to restore: {status}: {why}");
-        }
-        self.hear(LOOK)
-    }
-
-    /// Makes sure that a restored tree does not run, or what is restored is
-    /// never whole.
-    fn kill(&mut self, child: &mut Child) {
-        // The gate closes with this; before it is reached, CRIU dies and its
-        // half-made processes with it.
-        if self
-            .session
-            .decide(Decision::End)
-            .is_ok_and(|it| it == Decision::End)
-        {
-            if !self.session.has(RESTORED)
-                && let Some(process) = Process::of(child.id() as i32)
-            {
-                settle::kill_tree(process);
-            }
-            _ = child.wait();
+        match self.executor.run(Event::Restored) {
+            State::Stopped => Ok(()),
+            _ => Err(anyhow!("{}", self.executor.trouble())),
         }
     }
 
-    /// Lets the tree run when the source says so. Gives how long the restore
-    /// took.
-    fn run(&mut self, child: &mut Child) -> anyhow::Result<f64> {
+    /// Waits until CRIU, and the runtime that runs it, have succeeded.
+    fn await_restore(&mut self, job: &mut Job) -> anyhow::Result<Process> {
         loop {
-            match self.wait_for(child) {
-                Ok(Some(Message::Resume)) => break,
-                Ok(Some(message)) => return Err(self.out_of_turn(&message)),
-                Ok(None) => {}
-                Err(error) => {
-                    self.kill(child);
-                    return Err(error);
+            if let Some(status) = job.wait(Duration::ZERO)? {
+                if status.success() {
+                    return job.restored_root();
                 }
+                // At once: what CRIU had let go of when it was killed runs.
+                job.kill();
+                let why = criu::complaint(self.session.storage(), "restore");
+                bail!("failed to restore: {}: {why}", child::describe(status));
+            }
+            if let Some(message) = self.recv(RESTORE_POLL_INTERVAL)? {
+                return Err(unexpected(&message));
             }
         }
-        if self.session.decide_to_run()? == Decision::End {
-            _ = child.wait();
-            bail!("the source has asked whether the tree runs before it said that it may");
-        }
-        let status = child.wait().context("failed to wait for CRIU")?;
-        if !status.success() && !settle::has_run(&self.session)? {
-            let why = Criu::complaint(&self.session, "restore");
-            let error = anyhow!("failed to let the restored tree run: {status}: {why}");
-            eprintln!("migrator: {error:#}");
-            _ = self.peer.say(Message::NotRunning);
-            return Err(error);
-        }
-        self.session.note(RUNNING, &())?;
-        // Where this fails, the source asks again.
-        _ = self.peer.say(Message::Running);
-        Ok(self.restore_seconds)
     }
 
-    fn out_of_turn(&mut self, message: &Message) -> anyhow::Error {
-        anyhow!(
-            "the source says something out of turn: {:.40}",
-            format!("{message:?}")
-        )
+    /// Lets the tree run when the source says so.
+    fn run(&mut self) -> anyhow::Result<()> {
+        let stay = loop {
+            match self.recv(RESTORE_POLL_INTERVAL)? {
+                Some(Message::Resume(stay)) => break stay,
+                Some(message) => return Err(unexpected(&message)),
+                None => {}
+            }
+        };
+        self.session.note(STAYS_STOPPED, &stay)?;
+        let root = self.session.read::<Process>(ROOT)?;
+        if !root.is_some_and(process::is_stopped) {
+            bail!("the restored tree was killed, or continued by another process");
+        }
+        match self.executor.run(Event::Resume) {
+            State::Running => Ok(()),
+            // The decision to run holds, and the guard makes it true.
+            State::Decided(crate::handover::Decision::Run) => Err(anyhow!(
+                "the tree may run here and could not be continued yet: {}",
+                self.executor.trouble()
+            )),
+            _ => bail!(
+                "the source has asked whether the tree runs before it said that it may: {}",
+                self.executor.trouble()
+            ),
+        }
     }
 
     /// Tells the source, and leaves nothing behind.
-    fn give_up(self, error: anyhow::Error) -> anyhow::Error {
+    fn give_up(mut self, error: anyhow::Error) -> anyhow::Error {
         self.options.stop.store(true, Relaxed);
         if let Some(visit) = &self.visit {
             // It may be there already, or its cgroup gone.
             _ = visit.end();
         }
-        let cleaned = self
-            .session
-            .decide(Decision::End)
-            .and_then(|decision| settle::finish(&self.session, &self.journal, decision));
-        self.peer.leave(Some(Message::Failed(format!("{error:#}"))));
+        let state = match self.executor.state() {
+            State::Restoring | State::Stopped => self.executor.run(Event::Failed),
+            state => state,
+        };
+        if let Some(peer) = self.executor.peer.take() {
+            peer.close(Some(Message::Failed(format!("{error:#}"))));
+        }
+        let tidied = self.executor.tidy();
+        // Without its lock the guard goes on with what is left to do.
+        drop(self.leader);
         _ = self.warmer.finish();
-        match cleaned {
-            Ok(()) => error,
-            Err(more) => error.context(format!("failed to clean up: {more:#}")),
+        match (state, tidied) {
+            (State::Gone | State::Ended, Ok(())) => error,
+            (_, Err(more)) => error.context(format!("failed to clean up: {more:#}")),
+            (state, Ok(())) => error.context(format!(
+                "the session is still {state:?} here, for its guard to go on with: {}",
+                self.executor.trouble()
+            )),
         }
     }
+}
+
+fn join(thread: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    thread
+        .join()
+        .map_err(|_| anyhow!("the thread that writes images panicked"))?
+}
+
+pub(super) fn unexpected(message: &Message) -> anyhow::Error {
+    anyhow!(
+        "unexpected message from the source: {:.40}",
+        format!("{message:?}")
+    )
 }

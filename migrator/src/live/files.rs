@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::order::OpenedFile;
-use super::tree::Process;
 use crate::file::open_files;
+use crate::process::Process;
 
 /// The regular files that the processes have open or mapped, each once, by
 /// path. Deleted ones have no path that the destination could look at.

@@ -1,14 +1,15 @@
-//! The freeze: stops the tree, dumps it, and lets the last list and the
-//! images go.
+//! The freeze: stops the tree, dumps it, and sends the last list and the
+//! images.
 //!
 //! The tree stands still from here until it runs on the destination, so all
 //! that can overlap does: images go while CRIU writes them, and the list
-//! beside them. Until `commit` everything can be undone.
+//! beside them. Until `commit` everything can be undone, and nothing waits
+//! without limit: the tree may stand still for `--max-freeze`.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::process::Child;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,135 +17,172 @@ use anyhow::{Context, anyhow, bail};
 
 use super::files;
 use super::images;
-use super::source::{Host, Options, out_of_turn, step};
-use super::tree::{self, Process};
+use super::source::{Options, Outgoing, step, unexpected};
+use super::tree;
 use super::warmup::Watched;
-use crate::container;
-use crate::criu::Criu;
-use crate::handover::session::Leader;
-use crate::handover::settle::{self, AT_WORK, DUMPED, JOURNAL, RELEASE};
+use crate::cgroup::Group;
+use crate::child;
+use crate::container::{self, DumpHook};
+use crate::criu::{self, Job, Work};
+use crate::exit::RolledBack;
+use crate::handover::journal::{AT_WORK, Freeze, JOURNAL};
+use crate::handover::notify::{self, VARIABLE};
+use crate::handover::outgoing::Event;
+use crate::handover::outgoing::executor::Standing;
+use crate::handover::recovery::Undecided;
+use crate::handover::session::Lock;
+use crate::handover::{Decision, Mark, guard};
+use crate::process::{self, Process};
 use crate::protocol::Message;
+use crate::say;
 
-/// Between two looks at what else may have happened.
-pub(super) const LOOK: Duration = Duration::from_millis(2);
+/// Poll interval for everything that may happen during a freeze.
+pub(super) const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// How long the tree may stand still before it is given up to move it.
-pub(super) const FROZEN: Duration = Duration::from_secs(600);
-
-/// How long a tree may take to stand still.
-const STOP: Duration = Duration::from_secs(60);
-
-/// A tree that stands still.
+/// A tree that stands still, or is about to.
 pub(super) struct Frozen {
-    pub(super) leader: Leader,
-    pub(super) dump: Option<Child>,
+    /// Dropped last: a guard takes over then.
+    _leader: Lock,
+    job: Job,
     pub(super) since: Instant,
-    pub(super) processes: Vec<Process>,
+    freeze: Freeze,
     /// It ends with its dump.
     releases: bool,
     sending: Option<JoinHandle<anyhow::Result<u64>>>,
     pub(super) image_bytes: u64,
 }
 
-impl Host<'_> {
-    /// Stops the tree, dumps it, and lets list and images go.
-    pub(super) fn freeze(
-        &mut self,
-        watched: Option<&mut Watched>,
-    ) -> Result<Frozen, (Option<Frozen>, anyhow::Error)> {
+impl Outgoing<'_> {
+    /// Stops the tree, dumps it, and sends list and images, until the
+    /// destination has restored it.
+    ///
+    /// # Errors
+    /// [`RolledBack`] when the tree was frozen; anything else when not.
+    pub(super) fn freeze(&mut self, watched: &mut Option<Watched>) -> anyhow::Result<Frozen> {
         step("freeze");
-        let mut frozen = self.stop().map_err(|error| (None, error))?;
+        let mut frozen = self.start_dump().inspect_err(|error| {
+            self.last_words = Some(Message::Failed(format!("{error:#}")));
+        })?;
+        say::set_urgent(true);
         match self.dump(&mut frozen, watched) {
             Ok(()) => Ok(frozen),
-            Err(error) => Err((Some(frozen), error)),
+            Err(error) => Err(self.roll_back(error)),
         }
     }
 
-    fn stop(&mut self) -> anyhow::Result<Frozen> {
-        let leader = self.session.create()?;
-        let start = || -> anyhow::Result<Child> {
-            self.session.note(JOURNAL, &self.journal)?;
-            settle::start(&self.session)?;
-            let images = self.images();
-            fs::create_dir_all(&images)
-                .with_context(|| format!("failed to create {}", images.display()))?;
-            let Options {
-                subject,
-                criu,
-                passed,
-                ..
-            } = self.options;
-            let dump = container::dump(subject, &self.session, &images, criu, *passed)?;
-            if let Some(process) = Process::of(dump.id() as i32) {
-                self.session.note(AT_WORK, &process)?;
-            }
-            Ok(dump)
-        };
-        match start() {
-            Ok(dump) => Ok(Frozen {
-                leader,
-                dump: Some(dump),
+    /// Makes the session and starts CRIU, or nothing.
+    fn start_dump(&mut self) -> anyhow::Result<Frozen> {
+        let leader = self.session.create(None)?;
+        let freeze = Freeze::start(self.options.max_freeze);
+        let started = self.start_dump_of(freeze);
+        match started {
+            Ok(job) => Ok(Frozen {
+                _leader: leader,
+                job,
                 since: Instant::now(),
-                processes: Vec::new(),
+                freeze,
                 releases: false,
                 sending: None,
                 image_bytes: 0,
             }),
             Err(error) => {
-                _ = self.session.remove();
+                // The guard ends when the session is gone.
+                if let Err(more) = self.session.remove() {
+                    say!("{more:#}");
+                }
                 Err(error)
             }
         }
     }
 
-    fn images(&self) -> PathBuf {
-        match &self.options.images {
-            Some(shared) => shared.join(self.session.name()),
-            None => self.session.images(),
+    fn start_dump_of(&mut self, freeze: Freeze) -> anyhow::Result<Job> {
+        let processes = process::tree(self.options.root)?;
+        let stopped = processes.iter().copied().filter(|it| it.is_stopped());
+        let stopped: Vec<Process> = stopped.collect();
+        self.executor.update(|origin| {
+            (origin.processes, origin.stopped) = (processes, stopped);
+            origin.freeze = Some(freeze);
+        })?;
+        guard::start(&self.session)?;
+        let images = self.images();
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&images)
+            .with_context(|| format!("failed to create {}", images.display()))?;
+        let Options {
+            subject,
+            criu,
+            passed,
+            ..
+        } = self.options;
+        let group = Group::create(&self.session.name());
+        let work = Work {
+            images: &images,
+            storage: self.session.storage(),
+            group: group.as_ref(),
+            passed: *passed,
+        };
+        let mark = self.session.directory().join(Mark::Dumped.name());
+        let hook = DumpHook {
+            mark: &mark,
+            variable: (VARIABLE, &self.session.name()),
+        };
+        let session = self.session.clone();
+        let answer = Box::new(move || notify::on_post_dump(&session));
+        let job = container::dump(subject, work, criu, hook, answer)?;
+        if let Err(error) = self.session.note(AT_WORK, job.at_work()) {
+            // Nobody else knows of it.
+            job.at_work().abort_dump();
+            return Err(error);
         }
+        Ok(job)
     }
 
-    fn dump(&mut self, frozen: &mut Frozen, watched: Option<&mut Watched>) -> anyhow::Result<()> {
+    fn images(&self) -> PathBuf {
+        self.executor.journal().images(&self.session)
+    }
+
+    fn dump(&mut self, frozen: &mut Frozen, watched: &mut Option<Watched>) -> anyhow::Result<()> {
         // Until it stands still, the tree runs and loses nothing.
-        let ordered = Instant::now();
-        loop {
-            frozen.processes = tree::processes(self.options.root)?;
-            if frozen.processes.iter().all(|process| process.is_held()) {
-                break;
+        let processes = loop {
+            let processes = process::tree(self.options.root)?;
+            if processes.iter().all(|process| process.is_held()) {
+                break processes;
             }
-            self.look(frozen)?;
-            if ordered.elapsed() > STOP {
-                bail!("the tree does not stand still");
-            }
+            self.attend(frozen)?;
             thread::sleep(Duration::from_millis(1));
-        }
+        };
         frozen.since = Instant::now();
         step("dump");
-        frozen.releases = container::ends_with_dump(&self.options.subject)
-            || tree::holds_locks(&frozen.processes);
-        if let Some(origin) = &mut self.journal.source {
-            // What was forked since the order was written is known now.
-            origin.processes.clone_from(&frozen.processes);
-        }
-        self.session.note(JOURNAL, &self.journal)?;
-        frozen.sending = Some(self.send_images()?);
+        frozen.releases =
+            container::ends_with_dump(&self.options.subject) || tree::holds_locks(&processes);
+        // What was forked since the dump was ordered is known now.
+        let tree = processes.clone();
+        self.executor.update(|origin| origin.processes = tree)?;
+        frozen.sending = Some(self.send_images(frozen)?);
 
         let began = Instant::now();
-        let written = files::sync(&frozen.processes)?;
+        let limit = self.options.max_freeze;
+        let sync = move || files::sync(&processes);
+        let written = child::attend("fsync", limit, sync, |_| self.attend(frozen))??;
         self.clock.ended("fsync", began);
-        if let Some(watched) = watched {
+        if watched.is_some() {
             let began = Instant::now();
-            self.send_news(watched, &BTreeSet::new(), &written)?;
+            self.send_delta(watched, BTreeSet::new(), written, &mut |this| {
+                this.attend(frozen)
+            })?;
             self.clock.ended("last list", began);
         }
         if frozen.releases {
             // Not before: what has been read and written is asked of the tree.
-            self.session.note(RELEASE, &())?;
+            self.session.mark(Mark::Release)?;
         }
         let mut dumped = false;
         loop {
-            self.look(frozen)?;
-            if !dumped && self.session.has(DUMPED) {
+            self.attend(frozen)?;
+            if !dumped && self.session.has(Mark::Dumped) {
                 dumped = true;
                 self.clock.ended("dump", frozen.since);
                 step("images");
@@ -158,30 +196,31 @@ impl Host<'_> {
                 self.clock.ended("dump and images", frozen.since);
                 step("restore");
             }
-            match self.hear(LOOK)? {
+            match self.recv(FREEZE_POLL_INTERVAL)? {
                 Some(Message::Restored) => {
+                    self.attend(frozen)?;
                     self.clock.ended("until restored", frozen.since);
                     step("restored");
                     return Ok(());
                 }
-                Some(message) => return Err(out_of_turn(&message)),
+                Some(message) => return Err(unexpected(&message)),
                 None => {}
             }
         }
     }
 
     /// Sends the images while they are written.
-    fn send_images(&self) -> anyhow::Result<JoinHandle<anyhow::Result<u64>>> {
-        let (session, messages) = (self.session.clone(), self.peer.sender());
+    fn send_images(&mut self, frozen: &Frozen) -> anyhow::Result<JoinHandle<anyhow::Result<u64>>> {
+        let (session, messages) = (self.session.clone(), self.peer()?.sender());
         let (directory, shared) = (self.images(), self.options.images.is_some());
         // podman makes an archive of the images when CRIU has ended.
         let archived = container::ends_with_dump(&self.options.subject);
-        let at_work = session.read::<Process>(AT_WORK)?;
+        let at_work = frozen.job.at_work().process;
         let is_complete = move || {
-            if session.has(DUMPED) {
-                return Ok(!(archived && at_work.is_some_and(Process::is_alive)));
+            if session.has(Mark::Dumped) {
+                return Ok(!(archived && at_work.is_alive()));
             }
-            if !session.exists() || session.decision().is_some() {
+            if !session.exists() || session.intent()?.is_some() {
                 bail!("the dump did not come to its end");
             }
             Ok(false)
@@ -191,7 +230,7 @@ impl Host<'_> {
                 return images::send(&directory, &messages, is_complete);
             }
             while !is_complete()? {
-                thread::sleep(LOOK);
+                thread::sleep(FREEZE_POLL_INTERVAL);
             }
             let end = Message::Images(bytes::Bytes::new());
             messages
@@ -205,21 +244,72 @@ impl Host<'_> {
             .context("failed to start a thread")
     }
 
-    /// Whether something has happened that ends the migration.
-    pub(super) fn look(&mut self, frozen: &mut Frozen) -> anyhow::Result<()> {
-        if self.signals.wait(None, Duration::ZERO)? {
-            bail!("interrupted at the source");
+    /// Checks whether anything has happened that ends the migration.
+    fn attend(&mut self, frozen: &mut Frozen) -> anyhow::Result<()> {
+        self.check_signals()?;
+        if frozen.freeze.is_over(Duration::ZERO) {
+            let limit = humantime::format_duration(self.options.max_freeze);
+            bail!("the tree would stand still for more than {limit} (--max-freeze)");
         }
-        if frozen.since.elapsed() > FROZEN {
-            bail!("the tree has stood still for {} s", FROZEN.as_secs());
+        // A guard rolls back where this process has hung for too long.
+        if self.session.intent()?.is_some() {
+            bail!("the guard has given the migration up");
         }
-        if let Some(dump) = &mut frozen.dump
-            && let Some(status) = dump.try_wait().context("failed to wait for CRIU")?
-            && !(frozen.releases && status.success() && self.session.has(DUMPED))
+        if let Some(peer) = &self.executor.peer
+            && peer.is_broken()
         {
-            let why = Criu::complaint(&self.session, "dump");
-            bail!("failed to dump: {status}: {why}");
+            // The next message says why.
+            let message = self.recv(FREEZE_POLL_INTERVAL)?;
+            if let Some(message) = message
+                && message != Message::Restored
+            {
+                return Err(unexpected(&message));
+            }
+        }
+        if let Some(status) = frozen.job.wait(Duration::ZERO)?
+            && !(frozen.releases && status.success() && self.session.has(Mark::Dumped))
+        {
+            let why = criu::complaint(self.session.storage(), "dump");
+            bail!("failed to dump: {}: {why}", child::describe(status));
         }
         Ok(())
+    }
+
+    /// Lets the tree run here, before the commit.
+    pub(super) fn roll_back(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let words = format!("{error:#}");
+        let farewell = Message::Failed(words.clone());
+        // First, if it can be taken at once: a copy on the destination may hold
+        // the locks that the tree needs here.
+        let peer = self.executor.peer.as_ref();
+        let is_told = peer.is_some_and(|peer| peer.sender().try_send(farewell.clone()).is_ok());
+        if !is_told {
+            self.last_words = Some(farewell);
+        }
+        let standing = self.executor.run(Event::Failed);
+        say::set_urgent(false);
+        self.conclude(standing, words)
+    }
+
+    /// Returns the error for a handover that did not succeed.
+    pub(super) fn conclude(&mut self, standing: Standing, words: String) -> anyhow::Error {
+        match standing {
+            Standing::Ended(Decision::Run) => RolledBack(words).into(),
+            // The guard goes on asking as soon as this process has ended.
+            Standing::Undecided => Undecided {
+                session: self.session.name(),
+                host: self.executor.destination_name(),
+            }
+            .into(),
+            Standing::Ended(Decision::End) => {
+                anyhow!("{words}; and it was decided meanwhile that the tree ends here")
+            }
+            Standing::Open | Standing::Stuck => anyhow!(
+                "{words}; and then failed to let the tree run here: {}. The guard tries again; \
+                 {} has what is noted",
+                self.executor.trouble(),
+                self.session.directory().join(JOURNAL).display()
+            ),
+        }
     }
 }

@@ -112,11 +112,16 @@ fn say(messages: &mpsc::Sender<Message>, piece: Bytes) -> anyhow::Result<()> {
 }
 
 /// Writes what comes into the files of a directory, until an empty piece comes.
+/// `make_room` is called with the number of bytes before they are written.
 ///
 /// # Errors
 /// A piece is none, or is of a file whose name is not a plain one; the disk is
 /// full; or the other side is gone before the end.
-pub fn receive(directory: &Path, mut pieces: mpsc::Receiver<Bytes>) -> anyhow::Result<()> {
+pub fn receive(
+    directory: &Path,
+    mut pieces: mpsc::Receiver<Bytes>,
+    mut make_room: impl FnMut(u64) -> io::Result<()>,
+) -> anyhow::Result<()> {
     let mut open: Option<(Bytes, File)> = None;
     loop {
         let Some(mut piece) = pieces.blocking_recv() else {
@@ -136,6 +141,7 @@ pub fn receive(directory: &Path, mut pieces: mpsc::Receiver<Bytes>) -> anyhow::R
         }
         let path = directory.join(OsStr::from_bytes(&name));
         let write = || {
+            make_room(piece.len() as u64)?;
             let file = match &mut open {
                 Some((current, file)) if *current == name => file,
                 other => {
@@ -165,7 +171,7 @@ mod tests {
             send.try_send(piece).unwrap();
         }
         drop(send);
-        let result = receive(directory.path(), queue);
+        let result = receive(directory.path(), queue, |_| Ok(()));
         (directory, result)
     }
 

@@ -5,35 +5,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::Subject;
 use crate::file::identity;
+use crate::handover::Identity;
 
 /// Names the JSON form of an [`Order`].
-pub const ORDER_SCHEMA: &str = "migrator.order/1";
-
-/// What is to move.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Subject {
-    /// A process and its descendants.
-    Process {
-        /// The root of the tree.
-        pid: i32,
-    },
-    /// A container that runc runs.
-    Runc {
-        /// Its id.
-        id: String,
-        /// The directory of its config.json, the same on both hosts.
-        bundle: PathBuf,
-    },
-    /// A container that podman knows.
-    Podman {
-        /// Its name.
-        name: String,
-        /// What it was made from; has to be on the destination.
-        image: String,
-    },
-}
+pub const ORDER_SCHEMA: &str = "migrator.order/2";
 
 /// A process tree to take over: what the destination has to be able to do,
 /// and to have.
@@ -59,17 +36,23 @@ pub struct Order {
     pub images: Option<PathBuf>,
     /// Whether TCP connections are to be restored.
     pub tcp_established: bool,
+    /// The source's name.
+    pub host: String,
+    /// The bytes of memory that its images may hold.
+    pub memory_bytes: u64,
 }
 
-/// The destination's answer.
+/// The answer of a destination whose preflight check has passed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Able {
+pub struct Accepted {
     /// The host's name.
     pub host: String,
     /// The kernel's release.
     pub kernel: String,
     /// CRIU's version.
     pub criu: String,
+    /// The host and boot that a question has to name.
+    pub identity: Identity,
 }
 
 /// A file that the tree has open or mapped.

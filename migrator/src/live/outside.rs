@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::files::links;
-use super::tree::{PROC, Process};
+use crate::process::{PROC, Process};
 
 /// Refuses what CRIU can't move, or not to another host, before anything is
 /// frozen.

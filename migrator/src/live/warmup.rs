@@ -10,21 +10,26 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::files;
 use super::report::ListSize;
 use super::rounds::Rounds;
-use super::source::{Cache, Host, out_of_turn, step};
-use super::tree;
+use super::source::{Cache, Outgoing, step, unexpected};
+use crate::child;
 use crate::observe::{COLLECT_EVERY, Epochs};
 use crate::pagelist::{Heat, PageIndexList};
+use crate::process;
 use crate::tracker::Tracker;
 use crate::transfer::write_list;
 
 /// A round of fewer pages than this part of all that were sent is the last
 /// before the freeze.
 const SMALL: f64 = 0.01;
+
+/// How long files and the connection may take together while the tree runs. A
+/// freeze has a limit of its own.
+const SERVER_LIMIT: Duration = Duration::from_secs(600);
 
 /// A tracker, and until when its epoch lasts.
 pub(super) struct Watched {
@@ -46,8 +51,8 @@ pub(super) struct Lists {
     pub(super) warm: u32,
 }
 
-impl Host<'_> {
-    /// Observes, and lets lists go ahead while the tree still runs.
+impl Outgoing<'_> {
+    /// Observes, and sends lists ahead while the tree still runs.
     pub(super) fn watch(
         &mut self,
         cache: &Cache,
@@ -68,35 +73,48 @@ impl Host<'_> {
             return Ok(watched);
         };
         let began = Instant::now();
+        let mut watched = Some(watched);
         loop {
             // What the tree may still write waits until it can't.
             let waits = self.written()?;
-            let pages = self.send_news(&mut watched, &waits, &BTreeSet::new())?;
+            let pages = self.send_delta(&mut watched, waits, BTreeSet::new(), &mut |this| {
+                this.check_signals()
+            })?;
             self.lists.ahead = self.lists.sent;
             let enough = (self.lists.size.pages as f64 * SMALL) as u64;
             let left = limit.saturating_sub(began.elapsed());
+            let Some(observed) = &mut watched else {
+                bail!("the tracker was lost");
+            };
             if pages > 0 {
                 step(&format!(
                     "warm-up, round {}: {pages} pages",
                     self.lists.sent
                 ));
-                self.let_run(&mut watched, left, |lists| lists.warm == lists.sent)?;
+                self.let_run(observed, left, |lists| lists.warm == lists.sent)?;
             }
             if pages <= enough || began.elapsed() >= limit {
                 self.clock.ended("warm-up", began);
-                return Ok(watched);
+                return watched.context("the tracker was lost");
             }
         }
     }
 
-    /// The files that the tree can write to.
-    fn written(&self) -> anyhow::Result<BTreeSet<PathBuf>> {
-        let files = files::files(&tree::processes(self.options.root)?);
+    /// Returns the files that the tree can write to.
+    fn written(&mut self) -> anyhow::Result<BTreeSet<PathBuf>> {
+        let processes = process::tree(self.options.root)?;
+        // A dead NFS server answers no stat(2).
+        let files = child::attend(
+            "open files",
+            SERVER_LIMIT,
+            move || files::files(&processes),
+            |_| self.check_signals(),
+        )?;
         let written = files.into_iter().filter(|file| file.writable);
         Ok(written.map(|file| file.path).collect())
     }
 
-    /// Observes for so long, or until it is enough.
+    /// Observes for a time, or until it is enough.
     fn let_run(
         &mut self,
         watched: &mut Watched,
@@ -105,8 +123,8 @@ impl Host<'_> {
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            if let Some(message) = self.hear(Duration::ZERO)? {
-                return Err(out_of_turn(&message));
+            if let Some(message) = self.recv(Duration::ZERO)? {
+                return Err(unexpected(&message));
             }
             let left = time.saturating_sub(began.elapsed());
             if left.is_zero() || is_enough(&self.lists) {
@@ -125,26 +143,48 @@ impl Host<'_> {
         }
     }
 
-    /// Sends what is new, but for some files. Gives how many pages that are.
-    /// Others were written until just now.
-    pub(super) fn send_news(
+    /// Sends the pages that are new, but for those of some files; others were
+    /// written until just now. Returns how many pages that are.
+    ///
+    /// Files and the connection may not answer: a thread does it, and `attend`
+    /// is called meanwhile. When that fails, the thread keeps the tracker.
+    pub(super) fn send_delta(
         &mut self,
-        watched: &mut Watched,
-        without: &BTreeSet<PathBuf>,
-        written: &BTreeSet<PathBuf>,
+        watched: &mut Option<Watched>,
+        without: BTreeSet<PathBuf>,
+        written: BTreeSet<PathBuf>,
+        attend: &mut dyn FnMut(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<u64> {
-        let mut list = watched.tracker.snapshot(watched.min_heat)?.list;
-        refresh(&mut list, written);
-        self.lists.rounds.news(&mut list, without);
-        let pages = list.pages();
-        if pages == 0 {
+        let Some(mut observed) = watched.take() else {
             return Ok(0);
+        };
+        let mut rounds = std::mem::take(&mut self.lists.rounds);
+        let messages = self.peer()?.sender();
+        let send = move || -> anyhow::Result<_> {
+            let mut list = observed.tracker.snapshot(observed.min_heat)?.list;
+            refresh(&mut list, &written);
+            rounds.news(&mut list, &without);
+            let mut size = ListSize {
+                files: list.files.len() as u64,
+                pages: list.pages(),
+                bytes: 0,
+            };
+            if size.pages > 0 {
+                size.bytes = write_list(&list, messages)?;
+            }
+            Ok((observed, rounds, size))
+        };
+        let sent = child::attend("list", SERVER_LIMIT, send, |_| attend(self))?;
+        let (observed, rounds, size) = sent?;
+        *watched = Some(observed);
+        self.lists.rounds = rounds;
+        if size.pages > 0 {
+            self.lists.size.pages += size.pages;
+            self.lists.size.files += size.files;
+            self.lists.size.bytes += size.bytes;
+            self.lists.sent += 1;
         }
-        self.lists.size.pages += pages;
-        self.lists.size.files += list.files.len() as u64;
-        self.lists.size.bytes += write_list(&list, self.peer.sender())?;
-        self.lists.sent += 1;
-        Ok(pages)
+        Ok(size.pages)
     }
 }
 

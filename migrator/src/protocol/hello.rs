@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Fault, VERSION, printable};
+use super::{PeerError, VERSION, printable};
 
 /// Not text at its first byte, line ends that a terminal in between changes,
 /// and an end-of-file sign that stops a listing (the idea is PNG's).
@@ -48,8 +48,9 @@ impl fmt::Display for Role {
 pub mod ability {
     /// Page index lists, and prefetching what they name.
     pub const CACHE: u64 = 1;
-    /// Live migration: dump, images, and restore.
-    pub const LIVE: u64 = 2;
+    /// Live migration with a restore that ends stopped, and questions that name
+    /// a host. Bit 1 was the one before, which no released version has.
+    pub const LIVE: u64 = 4;
 }
 
 /// Who a side is.
@@ -95,8 +96,8 @@ impl Hello {
     /// are left to a later one.
     ///
     /// # Errors
-    /// [`Fault::Malformed`].
-    pub fn decode(body: &[u8]) -> Result<Self, Fault> {
+    /// [`PeerError::Malformed`].
+    pub fn decode(body: &[u8]) -> Result<Self, PeerError> {
         let fields = || {
             let (&[role, page_shift], rest) = body.split_first_chunk()?;
             let (&abilities, rest) = rest.split_first_chunk()?;
@@ -112,25 +113,25 @@ impl Hello {
                 migrator: printable(rest.get(..length.into())?),
             })
         };
-        fields().ok_or(Fault::Malformed("a hello that makes no sense"))
+        fields().ok_or(PeerError::Malformed("a hello that makes no sense"))
     }
 
     /// Finds out whether we, who said `ours`, can work with who said this.
     ///
     /// # Errors
-    /// [`Fault::Role`], [`Fault::PageSize`] or [`Fault::Unable`].
-    pub fn check(self, ours: &Self) -> Result<Self, Fault> {
+    /// [`PeerError::Role`], [`PeerError::PageSize`] or [`PeerError::Unable`].
+    pub fn check(self, ours: &Self) -> Result<Self, PeerError> {
         if self.role != ours.role.other() {
-            return Err(Fault::Role(self.role));
+            return Err(PeerError::Role(self.role));
         }
         if self.page_shift != ours.page_shift {
-            return Err(Fault::PageSize {
+            return Err(PeerError::PageSize {
                 theirs: 1 << self.page_shift,
                 ours: 1 << ours.page_shift,
             });
         }
         if self.abilities & ability::CACHE == 0 {
-            return Err(Fault::Unable(self));
+            return Err(PeerError::Unable(self));
         }
         Ok(self)
     }
@@ -139,17 +140,17 @@ impl Hello {
 /// Reads the head of a hello: how long its body is.
 ///
 /// # Errors
-/// [`Fault::Version`], or [`Fault::Malformed`] when it is too long. That it
+/// [`PeerError::Version`], or [`PeerError::Malformed`] when it is too long. That it
 /// begins with [`MAGIC`] is the caller's to see.
-pub fn decode_head(head: &[u8; HEAD_BYTES]) -> Result<u16, Fault> {
+pub fn decode_head(head: &[u8; HEAD_BYTES]) -> Result<u16, PeerError> {
     let [.., v0, v1, l0, l1] = *head;
     let version = u16::from_le_bytes([v0, v1]);
     let length = u16::from_le_bytes([l0, l1]);
     if version != VERSION {
-        return Err(Fault::Version(version));
+        return Err(PeerError::Version(version));
     }
     if length > MAX_BODY {
-        return Err(Fault::Malformed("a hello that is too long"));
+        return Err(PeerError::Malformed("a hello that is too long"));
     }
     Ok(length)
 }
@@ -199,7 +200,7 @@ mod tests {
             let bytes = hello.encode();
             let body = split(&bytes).1;
             let cut = (body.len() as f64 * part) as usize;
-            prop_assert!(matches!(Hello::decode(&body[..cut]), Err(Fault::Malformed(_))));
+            prop_assert!(matches!(Hello::decode(&body[..cut]), Err(PeerError::Malformed(_))));
         }
 
         #[test]
@@ -215,7 +216,7 @@ mod tests {
     fn a_hello_has_these_bytes() {
         let mut hello = Hello::ours(Role::Destination, 4096);
         hello.migrator = "migrator 0.1.0".into();
-        let expected = b"\x89MIG\r\n\x1a\n\x01\0\x19\0\x02\x0c\x03\0\0\0\0\0\0\0\x0emigrator 0.1.0";
+        let expected = b"\x89MIG\r\n\x1a\n\x01\0\x19\0\x02\x0c\x05\0\0\0\0\0\0\0\x0emigrator 0.1.0";
         assert_eq!(hello.encode(), expected);
     }
 
@@ -235,7 +236,7 @@ mod tests {
         );
         let mut unable = good;
         unable.abilities = !ability::CACHE;
-        assert!(matches!(unable.check(&ours), Err(Fault::Unable(_))));
+        assert!(matches!(unable.check(&ours), Err(PeerError::Unable(_))));
 
         let mut head = *split(&ours.encode()).0;
         head[8] = 7;
@@ -246,6 +247,6 @@ mod tests {
         );
         head[8] = 1;
         head[11] = 0xff;
-        assert!(matches!(decode_head(&head), Err(Fault::Malformed(_))));
+        assert!(matches!(decode_head(&head), Err(PeerError::Malformed(_))));
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Fault, Role, printable};
+use super::{PeerError, Role, printable};
 
 /// Kind and length.
 pub const HEAD_BYTES: usize = 5;
@@ -24,8 +24,11 @@ pub const MAX_IMAGES: u32 = 1 << 16;
 /// open.
 pub const MAX_ORDER: u32 = 8 << 20;
 
-/// How many bytes the name of a session may have.
-pub const MAX_SESSION: u32 = 64;
+/// How many bytes a question may have: a session's name and a host's identity.
+pub const MAX_QUESTION: u32 = 256;
+
+/// How many bytes the ids may have of processes that stay stopped: 16,384 ids.
+pub const MAX_STOPPED: u32 = 1 << 16;
 
 /// How many bytes a message of an unknown optional kind may have.
 pub const MAX_UNKNOWN: u32 = 1 << 16;
@@ -39,15 +42,16 @@ mod kind {
     pub(super) const REPORT: u8 = 4;
     pub(super) const FAILED: u8 = 5;
     pub(super) const ORDER: u8 = 6;
-    pub(super) const ABLE: u8 = 7;
+    pub(super) const ACCEPTED: u8 = 7;
     pub(super) const IMAGES: u8 = 8;
     pub(super) const RESUME: u8 = 9;
-    pub(super) const ENDED: u8 = 10;
+    pub(super) const CONFIRMED: u8 = 10;
     pub(super) const ASK: u8 = 11;
     pub(super) const WARM: u8 = 12;
     pub(super) const RESTORED: u8 = 13;
     pub(super) const RUNNING: u8 = 14;
     pub(super) const NOT_RUNNING: u8 = 15;
+    pub(super) const NOT_KNOWN: u8 = 16;
     pub(super) const OPTIONAL: u8 = 0x80;
 }
 
@@ -73,19 +77,20 @@ pub enum Message {
     /// From the source, and its first: a process tree shall be taken over. An
     /// [`Order`](crate::live::Order) as JSON.
     Order(Bytes),
-    /// From the destination: it can do that. An [`Able`](crate::live::Able)
-    /// as JSON.
-    Able(Bytes),
+    /// From the destination: its preflight check has passed. An
+    /// [`Accepted`](crate::live::Accepted) as JSON.
+    Accepted(Bytes),
     /// From the source: a piece of one of the tree's images, see
     /// [`images`](crate::live::images); none when they are complete.
     Images(Bytes),
-    /// From the source: the restored tree may run. From now on the source
-    /// can't go on by itself.
-    Resume,
-    /// From the source: its own tree has ended.
-    Ended,
+    /// From the source: the restored tree may run, but for the processes with
+    /// these ids, which a signal had stopped. The source has committed.
+    Resume(Vec<u32>),
+    /// From the source: its own copy is dealt with, and no question will
+    /// follow.
+    Confirmed,
     /// From a source that has lost its connection, and its first: does the
-    /// tree of this session run? If not, it will not.
+    /// tree run there? A [`Question`](crate::handover::question::Question).
     Ask(String),
     /// From the destination: so many lists are prefetched.
     Warm(u32),
@@ -93,8 +98,10 @@ pub enum Message {
     Restored,
     /// From the destination: the tree runs.
     Running,
-    /// From the destination, to a question: it does not, and will not.
+    /// From the destination: it does not run, and never will.
     NotRunning,
+    /// From the destination, to a question: this host can't know.
+    NotKnown,
 }
 
 impl Message {
@@ -116,15 +123,20 @@ impl Message {
                 )
             }
             Self::Order(json) => (kind::ORDER, json.clone()),
-            Self::Able(json) => (kind::ABLE, json.clone()),
+            Self::Accepted(json) => (kind::ACCEPTED, json.clone()),
             Self::Images(bytes) => (kind::IMAGES, bytes.clone()),
-            Self::Resume => (kind::RESUME, Bytes::new()),
-            Self::Ended => (kind::ENDED, Bytes::new()),
+            Self::Resume(stopped) => {
+                let end = stopped.len().min(MAX_STOPPED as usize / 4);
+                let bytes = stopped[..end].iter().flat_map(|id| id.to_le_bytes());
+                (kind::RESUME, bytes.collect())
+            }
+            Self::Confirmed => (kind::CONFIRMED, Bytes::new()),
             Self::Ask(session) => (kind::ASK, Bytes::copy_from_slice(session.as_bytes())),
             Self::Warm(lists) => (kind::WARM, Bytes::copy_from_slice(&lists.to_le_bytes())),
             Self::Restored => (kind::RESTORED, Bytes::new()),
             Self::Running => (kind::RUNNING, Bytes::new()),
             Self::NotRunning => (kind::NOT_RUNNING, Bytes::new()),
+            Self::NotKnown => (kind::NOT_KNOWN, Bytes::new()),
         };
         let [a, b, c, d] = (payload.len() as u32).to_le_bytes();
         ([kind, a, b, c, d], payload)
@@ -134,8 +146,8 @@ impl Message {
     /// passed over.
     ///
     /// # Errors
-    /// [`Fault::Malformed`].
-    pub fn decode(kind: u8, payload: Bytes) -> Result<Option<Self>, Fault> {
+    /// [`PeerError::Malformed`].
+    pub fn decode(kind: u8, payload: Bytes) -> Result<Option<Self>, PeerError> {
         Ok(Some(match kind {
             kind::PING => Self::Ping,
             kind::LIST => Self::List(payload),
@@ -143,7 +155,7 @@ impl Message {
                 let (done, planned) = payload
                     .split_first_chunk()
                     .and_then(|(done, rest)| Some((*done, rest.try_into().ok()?)))
-                    .ok_or(Fault::Malformed("a progress that is not two numbers"))?;
+                    .ok_or(PeerError::Malformed("a progress that is not two numbers"))?;
                 Self::Progress {
                     done: u64::from_le_bytes(done),
                     planned: u64::from_le_bytes(planned),
@@ -152,20 +164,27 @@ impl Message {
             kind::REPORT => Self::Report(payload),
             kind::FAILED => Self::Failed(printable(&payload)),
             kind::ORDER => Self::Order(payload),
-            kind::ABLE => Self::Able(payload),
+            kind::ACCEPTED => Self::Accepted(payload),
             kind::IMAGES => Self::Images(payload),
-            kind::RESUME => Self::Resume,
-            kind::ENDED => Self::Ended,
+            kind::RESUME => {
+                let (ids, rest) = payload.as_chunks();
+                if !rest.is_empty() {
+                    return Err(PeerError::Malformed("process ids that are no numbers"));
+                }
+                Self::Resume(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
+            }
+            kind::CONFIRMED => Self::Confirmed,
             kind::ASK => Self::Ask(printable(&payload)),
             kind::WARM => {
                 let lists = payload[..]
                     .try_into()
-                    .map_err(|_| Fault::Malformed("a count that is no number"))?;
+                    .map_err(|_| PeerError::Malformed("a count that is no number"))?;
                 Self::Warm(u32::from_le_bytes(lists))
             }
             kind::RESTORED => Self::Restored,
             kind::RUNNING => Self::Running,
             kind::NOT_RUNNING => Self::NotRunning,
+            kind::NOT_KNOWN => Self::NotKnown,
             _ => return Ok(None),
         }))
     }
@@ -175,9 +194,9 @@ impl Message {
 /// many as such a message may have.
 ///
 /// # Errors
-/// [`Fault::Kind`] for a message that `from` may not send, or nobody;
-/// [`Fault::TooLarge`].
-pub fn decode_head(head: [u8; HEAD_BYTES], from: Role) -> Result<(u8, u32), Fault> {
+/// [`PeerError::Kind`] for a message that `from` may not send, or nobody;
+/// [`PeerError::TooLarge`].
+pub fn decode_head(head: [u8; HEAD_BYTES], from: Role) -> Result<(u8, u32), PeerError> {
     let [kind, length @ ..] = head;
     let length = u32::from_le_bytes(length);
     let limit = match (kind, from) {
@@ -188,16 +207,20 @@ pub fn decode_head(head: [u8; HEAD_BYTES], from: Role) -> Result<(u8, u32), Faul
         (kind::FAILED, _) => MAX_TEXT,
         (kind::ORDER, Role::Source) => MAX_ORDER,
         (kind::IMAGES, Role::Source) => MAX_IMAGES,
-        (kind::RESUME | kind::ENDED, Role::Source) => 0,
-        (kind::ASK, Role::Source) => MAX_SESSION,
-        (kind::ABLE, Role::Destination) => MAX_TEXT,
+        (kind::RESUME, Role::Source) => MAX_STOPPED,
+        (kind::CONFIRMED, Role::Source) => 0,
+        (kind::ASK, Role::Source) => MAX_QUESTION,
+        (kind::ACCEPTED, Role::Destination) => MAX_TEXT,
         (kind::WARM, Role::Destination) => 4,
-        (kind::RESTORED | kind::RUNNING | kind::NOT_RUNNING, Role::Destination) => 0,
+        (
+            kind::RESTORED | kind::RUNNING | kind::NOT_RUNNING | kind::NOT_KNOWN,
+            Role::Destination,
+        ) => 0,
         (kind::OPTIONAL.., _) => MAX_UNKNOWN,
-        _ => return Err(Fault::Kind(kind)),
+        _ => return Err(PeerError::Kind(kind)),
     };
     if length > limit {
-        return Err(Fault::TooLarge {
+        return Err(PeerError::TooLarge {
             kind,
             length,
             limit,
@@ -223,15 +246,16 @@ mod tests {
             bytes().prop_map(Message::Report),
             "[a-zäß ]{0,300}".prop_map(Message::Failed),
             bytes().prop_map(Message::Order),
-            bytes().prop_map(Message::Able),
+            bytes().prop_map(Message::Accepted),
             bytes().prop_map(Message::Images),
-            "[0-9a-f]{0,64}".prop_map(Message::Ask),
+            "[0-9a-f ]{0,200}".prop_map(Message::Ask),
             any::<u32>().prop_map(Message::Warm),
-            Just(Message::Resume),
-            Just(Message::Ended),
+            proptest::collection::vec(any::<u32>(), 0..100).prop_map(Message::Resume),
+            Just(Message::Confirmed),
             Just(Message::Restored),
             Just(Message::Running),
             Just(Message::NotRunning),
+            Just(Message::NotKnown),
         ]
     }
 
@@ -292,17 +316,17 @@ mod tests {
         ] {
             assert!(decode_head(head(kind, limit), from).is_ok());
             let large = decode_head(head(kind, limit + 1), from);
-            assert!(matches!(large, Err(Fault::TooLarge { .. })), "{kind}");
+            assert!(matches!(large, Err(PeerError::TooLarge { .. })), "{kind}");
             let other = decode_head(head(kind, 0), from.other());
-            assert!(matches!(other, Err(Fault::Kind(found)) if found == kind));
+            assert!(matches!(other, Err(PeerError::Kind(found)) if found == kind));
         }
         assert!(matches!(
             decode_head(head(0, 0), Role::Source),
-            Err(Fault::Kind(0))
+            Err(PeerError::Kind(0))
         ));
         assert!(matches!(
             decode_head(head(0x80, u32::MAX), Role::Source),
-            Err(Fault::TooLarge { .. })
+            Err(PeerError::TooLarge { .. })
         ));
         let later = Message::decode(0x80, Bytes::from_static(b"later"));
         assert_eq!(later.expect("passed over"), None);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::hello::{self, MAGIC};
-use super::{Fault, Hello, Message, Role, SILENCE, message, printable};
+use super::{Hello, Message, PeerError, Role, SILENCE, message, printable};
 
 /// How many bytes of something else are shown.
 const EXCERPT: usize = 80;
@@ -30,11 +30,11 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     ///
     /// # Errors
     /// Whatever is wrong with it.
-    pub async fn greet(input: R, ours: &Hello, time: Duration) -> Result<(Self, Hello), Fault> {
+    pub async fn greet(input: R, ours: &Hello, time: Duration) -> Result<(Self, Hello), PeerError> {
         let mut input = BufReader::with_capacity(1 << 16, input);
         let theirs = timeout(time, read_hello(&mut input))
             .await
-            .map_err(|_| Fault::NoHello(time.as_secs()))??
+            .map_err(|_| PeerError::NoHello(time.as_secs()))??
             .check(ours)?;
         let from = theirs.role;
         let silence = SILENCE;
@@ -55,19 +55,19 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     /// has read.
     ///
     /// # Errors
-    /// [`Fault::Says`] for the other side's last words if it fails,
-    /// [`Fault::Closed`] if it just ends; or what it did wrong.
-    pub async fn message(&mut self) -> Result<Message, Fault> {
+    /// [`PeerError::Says`] for the other side's last words if it fails,
+    /// [`PeerError::Closed`] if it just ends; or what it did wrong.
+    pub async fn message(&mut self) -> Result<Message, PeerError> {
         let message = timeout(self.silence, self.read_message())
             .await
-            .map_err(|_| Fault::Silent(self.silence.as_secs()))??;
+            .map_err(|_| PeerError::Silent(self.silence.as_secs()))??;
         match message {
-            Message::Failed(text) => Err(Fault::Says(text)),
+            Message::Failed(text) => Err(PeerError::Says(text)),
             other => Ok(other),
         }
     }
 
-    async fn read_message(&mut self) -> Result<Message, Fault> {
+    async fn read_message(&mut self) -> Result<Message, PeerError> {
         loop {
             let mut head = [0; message::HEAD_BYTES];
             self.input.read_exact(&mut head).await?;
@@ -76,7 +76,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             let mut payload = Vec::new();
             let mut body = (&mut self.input).take(length.into());
             if body.read_to_end(&mut payload).await? < length as usize {
-                return Err(Fault::Closed);
+                return Err(PeerError::Closed);
             }
             if let Some(message) = Message::decode(kind, payload.into())? {
                 return Ok(message);
@@ -87,15 +87,17 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
 
 /// Reads a hello, byte by byte as far as the magic goes: something else may
 /// be shorter than a hello, and wait.
-async fn read_hello(input: &mut BufReader<impl AsyncRead + Unpin>) -> Result<Hello, Fault> {
+async fn read_hello(input: &mut BufReader<impl AsyncRead + Unpin>) -> Result<Hello, PeerError> {
     let mut head = [0; hello::HEAD_BYTES];
     for at in 0..MAGIC.len() {
         let read = input.read(&mut head[at..=at]).await?;
         if read == 0 && at == 0 {
-            return Err(Fault::Closed);
+            return Err(PeerError::Closed);
         }
         if read == 0 || head[at] != MAGIC[at] {
-            return Err(Fault::NotMigrator(excerpt(&head[..at + read], input).await));
+            return Err(PeerError::NotMigrator(
+                excerpt(&head[..at + read], input).await,
+            ));
         }
     }
     input.read_exact(&mut head[MAGIC.len()..]).await?;
@@ -124,7 +126,7 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
     ///
     /// # Errors
     /// When the connection fails.
-    pub async fn greet(mut output: W, ours: &Hello) -> Result<Self, Fault> {
+    pub async fn greet(mut output: W, ours: &Hello) -> Result<Self, PeerError> {
         output.write_all(&ours.encode()).await?;
         output.flush().await?;
         Ok(Self { output })
@@ -134,7 +136,7 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
     ///
     /// # Errors
     /// When the connection fails.
-    pub async fn message(&mut self, message: Message) -> Result<(), Fault> {
+    pub async fn message(&mut self, message: Message) -> Result<(), PeerError> {
         let (head, payload) = message.encode();
         self.output.write_all(&head).await?;
         self.output.write_all(&payload).await?;
@@ -151,7 +153,7 @@ impl<W: AsyncWrite + Unpin> Outgoing<W> {
         mut messages: mpsc::Receiver<Message>,
         every: Duration,
         idle: impl Fn() -> Message,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), PeerError> {
         loop {
             match timeout(every, messages.recv()).await {
                 Ok(Some(message)) => self.message(message).await?,
@@ -172,7 +174,7 @@ pub async fn greet<R, W>(
     output: W,
     ours: &Hello,
     time: Duration,
-) -> Result<(Incoming<R>, Outgoing<W>, Hello), Fault>
+) -> Result<(Incoming<R>, Outgoing<W>, Hello), PeerError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -182,7 +184,7 @@ where
     let said = Outgoing::greet(output, ours);
     let (said, heard) = tokio::join!(timeout(time, said), Incoming::greet(input, ours, time));
     let (incoming, theirs) = heard?;
-    let outgoing = said.map_err(|_| Fault::NoHello(time.as_secs()))??;
+    let outgoing = said.map_err(|_| PeerError::NoHello(time.as_secs()))??;
     Ok((incoming, outgoing, theirs))
 }
 
@@ -203,7 +205,7 @@ mod tests {
 
     /// What a source makes of these bytes, with nothing behind them or
     /// silence.
-    async fn hear(bytes: &[u8], then_end: bool) -> Result<Incoming<DuplexStream>, Fault> {
+    async fn hear(bytes: &[u8], then_end: bool) -> Result<Incoming<DuplexStream>, PeerError> {
         let (mut far, near) = duplex(1 << 20);
         far.write_all(bytes).await.expect("room");
         let far = (!then_end).then_some(far);
@@ -212,7 +214,7 @@ mod tests {
         heard.map(|(incoming, _)| incoming)
     }
 
-    async fn hear_message(message: &[u8], then_end: bool) -> Result<Message, Fault> {
+    async fn hear_message(message: &[u8], then_end: bool) -> Result<Message, PeerError> {
         let (mut far, near) = duplex(1 << 20);
         far.write_all(&theirs()).await.expect("room");
         far.write_all(message).await.expect("room");
@@ -256,24 +258,24 @@ mod tests {
             assert!(words.contains("Welcome to \\u{1b}[1mhost"), "{words}");
         }
         let fault = hear(&vec![b'x'; 100_000], false).await.expect_err("text");
-        assert!(matches!(fault, Fault::NotMigrator(text) if text.len() == EXCERPT));
+        assert!(matches!(fault, PeerError::NotMigrator(text) if text.len() == EXCERPT));
         let fault = hear(&MAGIC[..3], true).await.expect_err("cut short");
-        assert!(matches!(fault, Fault::NotMigrator(_)), "{fault}");
+        assert!(matches!(fault, PeerError::NotMigrator(_)), "{fault}");
         let fault = hear(&theirs()[..20], true).await.expect_err("cut short");
-        assert!(matches!(fault, Fault::Closed), "{fault}");
+        assert!(matches!(fault, PeerError::Closed), "{fault}");
         let fault = hear(b"", true).await.expect_err("nothing");
-        assert!(matches!(fault, Fault::Closed), "{fault}");
+        assert!(matches!(fault, PeerError::Closed), "{fault}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_is_not_waited_for() {
         for bytes in [&b""[..], &theirs()[..3], &theirs()[..20]] {
             let fault = hear(bytes, false).await.expect_err("silence");
-            assert!(matches!(fault, Fault::NoHello(10)), "{fault}");
+            assert!(matches!(fault, PeerError::NoHello(10)), "{fault}");
         }
         for part in [&b""[..], b"\x03\x10\0\0\0\x02"] {
             let fault = hear_message(part, false).await.expect_err("silence");
-            assert!(matches!(fault, Fault::Silent(60)), "{fault}");
+            assert!(matches!(fault, PeerError::Silent(60)), "{fault}");
         }
     }
 
@@ -291,7 +293,7 @@ mod tests {
             }
         });
         let fault = incoming.message().await.expect_err("too slow");
-        assert!(matches!(fault, Fault::Silent(60)), "{fault}");
+        assert!(matches!(fault, PeerError::Silent(60)), "{fault}");
         dripping.abort();
     }
 
@@ -299,9 +301,9 @@ mod tests {
     async fn a_huge_message_is_refused_by_its_head() {
         let fault = hear_message(b"\x04\0\0\0\x40", false).await;
         let fault = fault.expect_err("a gigabyte");
-        assert!(matches!(fault, Fault::TooLarge { .. }), "{fault}");
+        assert!(matches!(fault, PeerError::TooLarge { .. }), "{fault}");
         let fault = hear_message(b"\x04\x03\0\0\0{", true).await;
-        assert!(matches!(fault, Err(Fault::Closed)));
+        assert!(matches!(fault, Err(PeerError::Closed)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::LAST_WORDS;
 use crate::destination::{Destination, login};
 use crate::exit::Usage;
-use crate::protocol::{Fault, HELLO_TIME};
+use crate::protocol::{HELLO_TIME, PeerError};
 
 /// How long ssh and its user may take to log in: what sshd gives them
 /// (LoginGraceTime of sshd_config(5)).
@@ -132,9 +132,9 @@ fn spawn(words: &[std::ffi::OsString]) -> io::Result<Child> {
 impl Far {
     /// The sentence for what the other side did wrong. Where the remote shell
     /// has ended, it knows more than the connection.
-    pub(super) async fn explain(&mut self, fault: Fault, said_hello: bool) -> anyhow::Error {
+    pub(super) async fn explain(&mut self, fault: PeerError, said_hello: bool) -> anyhow::Error {
         let status = match fault {
-            Fault::Closed | Fault::Io(_) => self.end().await,
+            PeerError::Closed | PeerError::Io(_) => self.end().await,
             _ => None,
         };
         let Some((login, status)) = self.login.as_ref().zip(status) else {

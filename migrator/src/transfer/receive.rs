@@ -22,7 +22,7 @@ use crate::pagelist::HotFile;
 use crate::prefetch::{Options, Report, Session};
 use crate::protocol::message::MAX_REPORT;
 use crate::protocol::wire::{Incoming, greet};
-use crate::protocol::{Fault, HELLO_TIME, Hello, Message, PROGRESS_EVERY, Role, SILENCE};
+use crate::protocol::{HELLO_TIME, Hello, Message, PROGRESS_EVERY, PeerError, Role, SILENCE};
 use crate::signals::interruption;
 
 /// A file with more runs than this is prefetched in pieces, each of them a
@@ -95,7 +95,7 @@ pub async fn receive(
     }));
     let first = tokio::select! {
         first = first(&mut incoming) => first.map_err(of_source),
-        _ = &mut speaking => Err(of_source(Fault::Closed)),
+        _ = &mut speaking => Err(of_source(PeerError::Closed)),
         ended = &mut interrupted => Err(interruption(ended, "destination")),
     };
     let first = match first {
@@ -142,7 +142,7 @@ pub async fn receive(
         },
         Ok(fault) = &mut hearing => of_source(fault.0),
         // It speaks until `messages` is dropped, unless the source is gone.
-        _ = &mut speaking => of_source(Fault::Closed),
+        _ = &mut speaking => of_source(PeerError::Closed),
         ended = &mut interrupted => interruption(ended, "destination"),
     };
     stop.store(true, Relaxed);
@@ -159,12 +159,12 @@ pub async fn receive(
 }
 
 /// What the source begins with.
-async fn first(incoming: &mut Incoming<impl AsyncRead + Unpin>) -> Result<Message, Fault> {
+async fn first(incoming: &mut Incoming<impl AsyncRead + Unpin>) -> Result<Message, PeerError> {
     loop {
         match incoming.message().await? {
             Message::Ping => {}
             first @ (Message::List(_) | Message::Order(_) | Message::Ask(_)) => return Ok(first),
-            _ => return Err(Fault::Malformed("something out of turn")),
+            _ => return Err(PeerError::Malformed("something out of turn")),
         }
     }
 }
@@ -176,7 +176,7 @@ async fn hear(
     mut incoming: Incoming<impl AsyncRead + Unpin>,
     first: Bytes,
     bytes: mpsc::Sender<Bytes>,
-) -> (Fault, mpsc::Sender<Bytes>) {
+) -> (PeerError, mpsc::Sender<Bytes>) {
     _ = bytes.send(first).await;
     loop {
         match incoming.message().await {
@@ -193,7 +193,7 @@ async fn hear(
 async fn deliver(
     report: &Report,
     messages: mpsc::Sender<Message>,
-    speaking: &mut JoinHandle<Result<(), Fault>>,
+    speaking: &mut JoinHandle<Result<(), PeerError>>,
 ) -> anyhow::Result<()> {
     let mut json = serde_json::to_vec(report).context("failed to encode the report")?;
     if json.len() > MAX_REPORT as usize {
@@ -219,7 +219,7 @@ async fn deliver(
 async fn farewell(
     error: &anyhow::Error,
     messages: mpsc::Sender<Message>,
-    speaking: &mut JoinHandle<Result<(), Fault>>,
+    speaking: &mut JoinHandle<Result<(), PeerError>>,
 ) {
     let end = async {
         if !speaking.is_finished() {
@@ -232,7 +232,7 @@ async fn farewell(
     _ = timeout(LAST_WORDS, end).await;
 }
 
-fn of_source(fault: Fault) -> anyhow::Error {
+fn of_source(fault: PeerError) -> anyhow::Error {
     anyhow!("the source {fault}")
 }
 

@@ -18,18 +18,18 @@ use crate::pagelist::PageIndexList;
 use crate::prefetch::{FILES, Progress, Report, SCHEMA};
 use crate::protocol::message::MAX_LIST;
 use crate::protocol::wire::{Incoming, greet};
-use crate::protocol::{Fault, Hello, Message, PING_EVERY, Role};
+use crate::protocol::{Hello, Message, PING_EVERY, PeerError, Role};
 
 /// What a destination can't honestly do.
-const EARLY: Fault = Fault::Malformed("a report before it had the whole list");
+const EARLY: PeerError = PeerError::Malformed("a report before it had the whole list");
 
 /// A destination that has said hello and waits for a list. Tasks of the
 /// runtime talk to it and listen to it meanwhile.
 pub struct Link {
     far: Far,
     messages: mpsc::Sender<Message>,
-    speaking: JoinHandle<Result<(), Fault>>,
-    answer: JoinHandle<Result<Report, Fault>>,
+    speaking: JoinHandle<Result<(), PeerError>>,
+    answer: JoinHandle<Result<Report, PeerError>>,
     progress: Arc<Progress>,
 }
 
@@ -115,7 +115,7 @@ impl Link {
                 Ok(_) => EARLY,
                 Err(error) => return error,
             },
-            Err(_) => Fault::Closed,
+            Err(_) => PeerError::Closed,
         };
         self.far.explain(fault, true).await
     }
@@ -123,7 +123,7 @@ impl Link {
     /// The report, or the sentence for what the other side did wrong.
     async fn check(
         &mut self,
-        answer: Result<Result<Report, Fault>, JoinError>,
+        answer: Result<Result<Report, PeerError>, JoinError>,
     ) -> anyhow::Result<Report> {
         match answer.context("failed to listen to the destination")? {
             Ok(report) => Ok(report),
@@ -152,7 +152,7 @@ impl Link {
 async fn hear(
     mut incoming: Incoming<impl AsyncRead + Unpin>,
     progress: Arc<Progress>,
-) -> Result<Report, Fault> {
+) -> Result<Report, PeerError> {
     loop {
         match incoming.message().await? {
             Message::Progress { done, planned } => progress.set(done, planned),
@@ -163,13 +163,13 @@ async fn hear(
     }
 }
 
-fn read_report(json: &[u8]) -> Result<Report, Fault> {
+fn read_report(json: &[u8]) -> Result<Report, PeerError> {
     let report: Report =
-        serde_json::from_slice(json).map_err(|_| Fault::Malformed("a report that is none"))?;
+        serde_json::from_slice(json).map_err(|_| PeerError::Malformed("a report that is none"))?;
     // An honest one has a line for each reason, of which there are few.
     let is_long = report.files.len() > FILES || report.skipped.len() > FILES;
     if report.schema != SCHEMA || is_long {
-        return Err(Fault::Malformed("a report that is none"));
+        return Err(PeerError::Malformed("a report that is none"));
     }
     Ok(report)
 }

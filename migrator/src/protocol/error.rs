@@ -7,7 +7,7 @@ use super::{Hello, Role, VERSION};
 /// What the other side did wrong: the predicate of a sentence that begins
 /// with its name.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum PeerError {
     /// It has not said hello in time; carries the seconds.
     #[error("did not say hello within {0} s: is a migrator there?")]
     NoHello(u64),
@@ -70,7 +70,7 @@ pub enum Fault {
     Io(#[source] io::Error),
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for PeerError {
     /// An end in the middle is how a peer that goes away looks, as are the
     /// errors of a connection that it has torn down.
     fn from(error: io::Error) -> Self {

@@ -1,30 +1,35 @@
-//! Whether this host can take a tree over.
+//! The preflight check: whether a tree can be moved to this host.
 //!
-//! The destination looks before anything is done for the tree, so that what is
-//! known to make a restore fail is told while the tree still runs at the source.
+//! It runs before anything is done for the tree, so that what is known to make a
+//! restore fail is reported while the tree still runs on the source.
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use nix::sys::utsname::uname;
 
 use super::files;
-use super::order::{Able, ORDER_SCHEMA, Order, Subject};
+use super::order::{Accepted, ORDER_SCHEMA, Order};
 use super::tree;
-use crate::container;
+use crate::container::{self, IsCancelled, Subject};
 use crate::criu::Criu;
+use crate::handover::Identity;
 
 /// Reads the order, if it is one of this version.
 pub(super) fn read(order: &[u8]) -> anyhow::Result<Order> {
     let order: Order = serde_json::from_slice(order)
-        .map_err(|error| anyhow!("the source's order makes no sense: {error}"))?;
+        .map_err(|error| anyhow!("malformed order from the source: {error}"))?;
     if order.schema != ORDER_SCHEMA {
         bail!("the source's order is of another version: use the same migrator on both hosts");
     }
     Ok(order)
 }
 
-/// Finds out whether this host can do it, before anything is done.
-pub(super) fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
-    let here = uname().context("failed to learn what this host is")?;
+/// Checks whether this host can restore the tree, before anything is done.
+pub(super) fn check(
+    order: &Order,
+    criu: &Criu,
+    is_cancelled: IsCancelled<'_>,
+) -> anyhow::Result<Accepted> {
+    let here = uname().map_err(|error| anyhow!("uname(2) failed: {error}"))?;
     let machine = here.machine().to_string_lossy();
     if machine != order.machine.as_str() {
         bail!(
@@ -35,8 +40,8 @@ pub(super) fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
     if !nix::unistd::geteuid().is_root() {
         bail!("CRIU needs root to restore: log in as root, or let --remote-path be a sudo script");
     }
-    let version = criu.version()?;
-    container::able(&order.subject, criu)?;
+    let version = criu.version(is_cancelled)?;
+    container::check_restore(&order.subject, criu, is_cancelled)?;
     if let Subject::Process { .. } = order.subject
         && let Some((pid, name)) = tree::taken(&order.pids)
     {
@@ -51,9 +56,10 @@ pub(super) fn able(order: &Order, criu: &Criu) -> anyhow::Result<Able> {
             images.display()
         );
     }
-    Ok(Able {
+    Ok(Accepted {
         host: here.nodename().to_string_lossy().into_owned(),
         kernel: here.release().to_string_lossy().into_owned(),
         criu: version,
+        identity: Identity::here()?,
     })
 }
