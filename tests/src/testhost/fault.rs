@@ -103,7 +103,14 @@ impl Who {
 impl Fault {
     /// Whether it is there before the move begins.
     pub fn is_lasting(&self) -> bool {
-        !matches!(self, Self::Kill(_) | Self::Stop(..) | Self::PowerCut(..))
+        !matches!(
+            self,
+            Self::Kill(_)
+                | Self::Stop(..)
+                | Self::PowerCut(..)
+                | Self::Interrupt(_)
+                | Self::Upgrade(_)
+        )
     }
 
     /// Lets one that is not lasting happen. Returns whether there was something to
