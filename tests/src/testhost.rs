@@ -14,7 +14,7 @@ mod relay;
 mod site;
 mod tree;
 
-pub use case::{Case, Moment, Outcome};
+pub use case::{Case, Moment, Outcome, Started};
 pub use fault::{Fault, Side, Who};
 pub use host::{Handle, Host, Seen, Storage};
 pub use mover::{Moved, Mover};
