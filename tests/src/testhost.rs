@@ -14,8 +14,8 @@ mod relay;
 mod site;
 mod tree;
 
-pub use case::{Case, Moment, Outcome};
-pub use fault::{Fault, Side, Who, inject};
+pub use case::{Case, Moment, Outcome, Started};
+pub use fault::{Fault, Side, Who};
 pub use host::{Handle, Host, Seen, Storage};
 pub use mover::{Moved, Mover};
 pub use oracle::{Frozen, at_work, nothing_left, rest, scene, settle};

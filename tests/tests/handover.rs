@@ -148,6 +148,9 @@ fn run(case: Case) -> Result<Outcome> {
         outcome.side,
         outcome.frozen
     );
+    if std::env::var_os("MIGRATOR_FAULT_VERBOSE").is_some() {
+        println!("{}{}", outcome.moved.said, pair.relay.said());
+    }
     Ok(outcome)
 }
 
@@ -192,7 +195,11 @@ fn h1_a_hanging_destination_ends_the_freeze() -> Result<()> {
         options: CACHED,
         ..Case::plain(Locks::None)
     };
-    let case = case.large(100).with(stop, Moment::Step("freeze", 0));
+    // The images fill what is between the hosts before the last list is sent.
+    let case = case
+        .large(100)
+        .with(Fault::Slow(Side::Source, "fsync", 300), Moment::Before)
+        .with(stop, Moment::Step("freeze", 0));
     let outcome = run(case)?;
     ensure!(outcome.frozen < FROZEN, "frozen for {:?}", outcome.frozen);
     Ok(())

@@ -1,5 +1,5 @@
-//! Runs a program whose calls of ptrace(2) fail with EPERM, as a policy of the
-//! kernel may have it. strace(1) could do that, but delays the end of the program.
+//! Runs a program that may not seize others by ptrace(2), as a policy of the kernel
+//! may have it. strace(1) could do that, but delays the end of the program.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         eprintln!("unptraced: name a program");
         return ExitCode::FAILURE;
     };
-    if let Err(error) = refuse_ptrace() {
+    if let Err(error) = refuse_to_seize() {
         eprintln!("unptraced: failed to set a filter: {error}");
         return ExitCode::FAILURE;
     }
@@ -21,8 +21,11 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Sets a filter that looks at the number of the system call alone.
-fn refuse_ptrace() -> std::io::Result<()> {
+/// Where a filter finds the low half of the first argument: `args` of `seccomp_data`.
+const REQUEST: u32 = 16;
+
+/// Sets a filter that refuses one request of ptrace(2).
+fn refuse_to_seize() -> std::io::Result<()> {
     let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let code = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
@@ -35,8 +38,15 @@ fn refuse_ptrace() -> std::io::Result<()> {
         code(
             libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
             0,
-            1,
+            3,
             libc::SYS_ptrace as u32,
+        ),
+        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, REQUEST),
+        code(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            libc::PTRACE_SEIZE,
         ),
         code(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
         code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),

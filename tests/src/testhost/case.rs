@@ -47,6 +47,9 @@ pub enum Moment {
     Delivered(Direction, Kind),
 }
 
+/// What is done when a tree has started.
+pub type Started = Box<dyn FnOnce(&Tree)>;
+
 /// A migration, and what goes wrong with it.
 pub struct Case {
     /// Whether the tree holds locks.
@@ -62,7 +65,7 @@ pub struct Case {
     /// What else is done on the way.
     pub calls: Vec<(Moment, Box<dyn FnOnce() + Send>)>,
     /// What is done when the tree has started.
-    pub started: Option<Box<dyn FnOnce(&Tree)>>,
+    pub started: Option<Started>,
 }
 
 impl std::fmt::Debug for Case {

@@ -60,6 +60,8 @@ pub enum Fault {
     SeizeFails,
     /// A system call of the leader fails, the n-th of a thread.
     Syscall(Side, &'static str, &'static str, u64),
+    /// A system call of the leader takes so many milliseconds longer.
+    Slow(Side, &'static str, u64),
     /// Every connection but the first ends in a host that has not heard of the
     /// session.
     Stranger,
@@ -101,7 +103,14 @@ impl Who {
 impl Fault {
     /// Whether it is there before the move begins.
     pub fn is_lasting(&self) -> bool {
-        !matches!(self, Self::Kill(_) | Self::Stop(..) | Self::PowerCut(..))
+        !matches!(
+            self,
+            Self::Kill(_)
+                | Self::Stop(..)
+                | Self::PowerCut(..)
+                | Self::Interrupt(_)
+                | Self::Upgrade(_)
+        )
     }
 
     /// Lets one that is not lasting happen. Returns whether there was something to
@@ -178,18 +187,21 @@ impl Fault {
     pub fn prefix(&self, on: Side, log: &str) -> Vec<String> {
         match self {
             Self::Syscall(side, call, error, when) if *side == on => {
-                inject(call, error, &when.to_string(), log)
+                inject(call, &format!("error={error}:when={when}"), log)
+            }
+            Self::Slow(side, call, time) if *side == on => {
+                inject(call, &format!("delay_enter={}", time * 1000), log)
             }
             _ => Vec::new(),
         }
     }
 }
 
-/// Returns the words before a program of which a system call shall fail. Programs
-/// that it starts are left alone: CRIU can't work below strace(1).
-pub fn inject(call: &str, error: &str, when: &str, log: &str) -> Vec<String> {
+/// Returns the words before a program of which a system call shall do as strace(1)
+/// says. Programs that it starts are left alone: CRIU can't work below strace(1).
+fn inject(call: &str, effect: &str, log: &str) -> Vec<String> {
     let trace = format!("trace={call}");
-    let inject = format!("inject={call}:error={error}:when={when}");
+    let inject = format!("inject={call}:{effect}");
     [
         "strace", "-f", "-b", "execve", "-o", log, "-e", &trace, "-e", &inject,
     ]

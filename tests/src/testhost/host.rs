@@ -170,7 +170,12 @@ fn start(site: &Site, name: &str, disk: &Path, storage: Storage) -> Result<(Chil
     _ = fs::remove_file(&booted);
     let log = fs::File::create(site.link.join(format!("{name}.boot")))
         .context("failed to make the log of a boot")?;
-    let mut unshare = in_cgroup(&cgroup)
+    let mut unshare = in_cgroup(&cgroup);
+    // A test that is killed takes its hosts along.
+    let die_too = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into);
+    // SAFETY: between fork and exec the closure makes one system call.
+    unsafe { unshare.pre_exec(die_too) };
+    let mut unshare = unshare
         .args(["unshare", "-m", "-p", "-n", "-u", "-i", "-C", "--fork"])
         .args(["--kill-child", "sh", "-c", BOOT])
         .current_dir("/")

@@ -79,7 +79,12 @@ impl Site {
             fs::copy(&built, programs.join(name))
                 .with_context(|| format!("failed to copy {}", built.display()))?;
         }
-        fs::copy(crate::binary(), programs.join("migrator")).context("failed to copy migrator")?;
+        let migrator = match std::env::var_os("MIGRATOR_BIN") {
+            Some(_) => crate::binary(),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/dist/migrator"),
+        };
+        fs::copy(&migrator, programs.join("migrator"))
+            .with_context(|| format!("failed to copy {}: is it built?", migrator.display()))?;
         Ok(Arc::new(Self {
             root,
             link,
