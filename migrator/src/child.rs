@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use crate::process::{self, Handle, Process};
 
 /// How long a runtime or CRIU may take to answer a question.
-pub const QUESTION_LIMIT: Duration = Duration::from_secs(60);
+pub const QUESTION_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a killed program may take to end, beyond which it hangs in the
 /// kernel.
@@ -69,8 +69,15 @@ pub fn output(
             .stderr(Stdio::piped()),
     )
     .with_context(|| format!("failed to run {program}: is it installed?"))?;
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
+    let collecting = collect(child.stdout.take())
+        .and_then(|stdout| collect(child.stderr.take()).map(|stderr| (stdout, stderr)));
+    let (stdout, stderr) = match collecting {
+        Ok(collecting) => collecting,
+        Err(error) => {
+            kill(&mut child);
+            return Err(error).with_context(|| format!("failed to run {program}"));
+        }
+    };
     let began = Instant::now();
     let status = loop {
         let left = limit.saturating_sub(began.elapsed());
@@ -92,15 +99,19 @@ pub fn output(
     })
 }
 
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
+fn collect(pipe: Option<impl Read + Send + 'static>) -> anyhow::Result<thread::JoinHandle<String>> {
+    let collect = move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
             // What could be read until an error is shown.
             _ = pipe.take(OUTPUT_BYTES).read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
-    })
+    };
+    thread::Builder::new()
+        .name("output".into())
+        .spawn(collect)
+        .context("failed to start a thread")
 }
 
 /// Waits until a child has ended, for at most `time`. Returns its status.

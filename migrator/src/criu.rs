@@ -60,6 +60,9 @@ pub struct Work<'a> {
     pub group: Option<&'a Group>,
     /// What to pass through.
     pub passed: Passed,
+    /// Restore each process into its cgroup of before. Otherwise the tree stays
+    /// in the group, by which all of it can be ended.
+    pub restores_cgroups: bool,
 }
 
 impl Criu {

@@ -1,6 +1,9 @@
 //! How a command ends: exit codes, and the errors that choose them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+
+use anyhow::anyhow;
 
 /// A command that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +31,17 @@ pub struct Unsupported(pub String);
 #[error("{0}; rolled back: it runs on here")]
 pub struct RolledBack(pub String);
 
-/// Prints the error, if there is one, and gives the exit code.
+/// Runs a command. A panic becomes an error, after its message was printed: no
+/// exit code is left to chance.
+///
+/// # Errors
+/// Those of the command, or that it panicked.
+pub fn caught(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
+    catch_unwind(AssertUnwindSafe(command))
+        .unwrap_or_else(|_| Err(anyhow!("a bug: please report the message above")))
+}
+
+/// Prints the error, if there is one, and returns the exit code.
 ///
 /// 0 done, 1 error, 2 usage, 3 prefetch incomplete, 4 host unsupported, 5
 /// rolled back to the source.

@@ -4,5 +4,5 @@
 use migrator::{cli, command, exit};
 
 fn main() -> std::process::ExitCode {
-    exit::code(command::run(cli::Cli::from_env()))
+    exit::code(exit::caught(|| command::run(cli::Cli::from_env())))
 }

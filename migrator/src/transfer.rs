@@ -28,11 +28,16 @@ pub use warmer::{Warmed, Warmer};
 /// # Errors
 /// There are no threads to be had.
 pub fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("failed to start threads")
+    // tokio panics where it gets no thread.
+    std::panic::catch_unwind(|| {
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+    })
+    .map_err(|_| anyhow::anyhow!("no thread is to be had"))
+    .and_then(|built| Ok(built?))
+    .context("failed to start threads")
 }
 
 /// How long is waited for the last words, or the end, of a side that is given

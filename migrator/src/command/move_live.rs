@@ -4,8 +4,6 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-
 use super::prefetch::Bar;
 use super::track;
 use crate::cli::{MoveArgs, RuntimeChoice};
@@ -64,7 +62,10 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
         let _bar = Bar::show(&progress);
         source::run(&options, &signals, Arc::clone(&progress), tracker)?
     };
-    print(&moved, args.json).context("failed to print the report")?;
+    if let Err(error) = print(&moved, args.json) {
+        // It has moved, whether the report is read or not.
+        crate::say!("failed to print the report: {error}");
+    }
     Ok(match moved.is_complete() {
         true => Outcome::Done,
         false => Outcome::Incomplete,

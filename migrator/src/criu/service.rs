@@ -53,6 +53,8 @@ struct Options {
     work_dir_fd: Option<i32>,
     #[prost(bool, optional, tag = "18")]
     link_remap: Option<bool>,
+    #[prost(bool, optional, tag = "24")]
+    manage_cgroups: Option<bool>,
 }
 
 /// `criu_req`
@@ -104,6 +106,7 @@ impl Order<'_> {
             storage,
             group,
             passed,
+            restores_cgroups,
         } = self.work;
         let open = |path: &Path| {
             File::open(path).with_context(|| format!("failed to open {}", path.display()))
@@ -143,6 +146,7 @@ impl Order<'_> {
                 work_dir_fd: Some(work.as_raw_fd()),
                 // Files that are open and deleted get a name for the way.
                 link_remap: self.dump.is_some().then_some(true),
+                manage_cgroups: (self.dump.is_none() && !restores_cgroups).then_some(false),
             }),
             notify_success: None,
         };
@@ -236,6 +240,7 @@ mod tests {
                 notify_scripts: Some(true),
                 work_dir_fd: Some(8),
                 link_remap: Some(true),
+                manage_cgroups: None,
             }),
             notify_success: None,
         };

@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::Identity;
+use crate::cgroup::Group;
 use crate::container::Subject;
 use crate::criu::{Criu, Passed};
 use crate::process::Process;
@@ -36,6 +37,8 @@ pub struct Journal {
     pub tcp_established: bool,
     /// The CRIU of this host.
     pub criu: PathBuf,
+    /// The cgroup for what is started here.
+    pub group: Option<PathBuf>,
     /// What only one side knows.
     pub side: Side,
 }
@@ -125,6 +128,11 @@ impl Journal {
     /// Returns the CRIU of this host.
     pub fn criu(&self) -> Criu {
         Criu::new(self.criu.clone())
+    }
+
+    /// Returns the cgroup for what is started here.
+    pub fn group(&self) -> Option<Group> {
+        self.group.clone().map(Group::at)
     }
 
     /// Returns what is passed through to it.

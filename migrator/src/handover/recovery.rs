@@ -3,12 +3,13 @@
 
 use std::fmt;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 
 use super::journal::{JOURNAL, Origin, Side};
 use super::outgoing::executor::{Executor, Standing};
-use super::outgoing::{Event, Intent};
-use super::{Decision, Journal, Session, incoming};
+use super::outgoing::{Answer, Event, Intent};
+use super::{Decision, Journal, Session, incoming, question};
+use crate::protocol::Message;
 use crate::transfer;
 
 /// What an operator knows that no host can find out.
@@ -80,7 +81,7 @@ pub fn recover(
     is_interrupted: &dyn Fn() -> bool,
 ) -> anyhow::Result<Recovered> {
     if !session.exists() {
-        return recover_from_disk(session);
+        return recover_from_disk(session, is_interrupted);
     }
     let Some(journal) = session.read::<Journal>(JOURNAL)? else {
         // It ended before it began.
@@ -168,22 +169,43 @@ fn recover_destination(session: &Session) -> anyhow::Result<Recovered> {
     Ok(recovered)
 }
 
-/// A session whose notes a boot has removed, with the tree.
-fn recover_from_disk(session: &Session) -> anyhow::Result<Recovered> {
-    let record = session.record()?;
-    match record {
+/// Recovers a session whose notes a boot has removed, with the tree.
+fn recover_from_disk(
+    session: &Session,
+    is_interrupted: &dyn Fn() -> bool,
+) -> anyhow::Result<Recovered> {
+    if session.record()?.is_some() {
         // Kept for the source's question, which needs nothing else.
-        Some(_) => {
-            session.remove_images()?;
+        session.remove_images()?;
+        return Ok(Recovered::Ended);
+    }
+    let journal = session.kept_on_disk::<Journal>()?;
+    let Some(Side::Source(origin)) = journal.map(|journal| journal.side) else {
+        if !session.storage().exists() {
+            bail!("there is no session {} on this host", session.name());
+        }
+        // It was booted before anything had begun.
+        session.remove()?;
+        return Ok(Recovered::Nothing);
+    };
+    let runtime = transfer::runtime()?;
+    let asked = question::ask(session, &origin, runtime.handle(), is_interrupted);
+    let answer = asked.map(|(answer, peer)| {
+        peer.close((answer != Answer::NotKnown).then_some(Message::Confirmed));
+        answer
+    });
+    runtime.shutdown_background();
+    match answer {
+        Ok(Answer::Running) => {
+            session.remove()?;
             Ok(Recovered::Ended)
         }
-        None if session.storage().exists() => bail!(
-            "this host was booted since session {} began, and the tree has ended with that; its \
-             images are still in {}: remove that directory if the tree runs elsewhere",
-            session.name(),
+        Ok(Answer::NotRunning | Answer::NotKnown) | Err(_) => bail!(
+            "this host was booted while the tree was on its way, and it does not run on {} as far \
+             as that says; its images, if they are complete, are in {}: restore them with CRIU, or \
+             remove that directory",
+            origin.destination_name,
             session.storage().display()
         ),
-        None => Err(anyhow!("there is no session {}", session.name()))
-            .context("`migrator recover --list` shows the sessions of this host"),
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, umount2};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -22,6 +23,7 @@ use super::Decision;
 use super::identity::Identity;
 use super::incoming::Record;
 use super::outgoing::Intent;
+use crate::file::mountinfo::MountTable;
 
 /// Where the notes of sessions are. A boot empties it.
 pub const SESSIONS: &str = "/run/migrator";
@@ -39,8 +41,11 @@ const FINISHER: &str = "finisher";
 /// The file of the [`Record`].
 const RECORD: &str = "record";
 
-/// How long a tombstone is kept whose source never confirms.
-const TOMBSTONE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The copy of a source's journal that outlives a boot.
+const KEPT_JOURNAL: &str = "journal";
+
+/// How long a record is kept whose source never confirms.
+const RECORD_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A fact that is noted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -424,6 +429,38 @@ impl Session {
         }
     }
 
+    /// Keeps a source's journal on the disk, for a recovery after a boot.
+    ///
+    /// # Errors
+    /// The file system says why not.
+    pub fn keep_on_disk(&self, journal: &impl Serialize) -> anyhow::Result<()> {
+        let path = self.storage.join(KEPT_JOURNAL);
+        let write = || -> io::Result<()> {
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(&path)?;
+            serde_json::to_writer(&file, journal)?;
+            file.sync_all()
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Returns the journal that was kept on the disk.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn kept_on_disk<T: DeserializeOwned>(&self) -> anyhow::Result<Option<T>> {
+        let path = self.storage.join(KEPT_JOURNAL);
+        let failed = || format!("failed to read {}", path.display());
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .with_context(failed),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(failed),
+        }
+    }
+
     /// Removes images and logs, but not the record.
     ///
     /// # Errors
@@ -434,7 +471,7 @@ impl Session {
             entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
         };
         let remove = |entry: fs::DirEntry| match entry.file_type()?.is_dir() {
-            true => fs::remove_dir_all(entry.path()),
+            true => remove_all(&entry.path()).map_err(io::Error::other),
             false if entry.file_name() == RECORD => Ok(()),
             false => fs::remove_file(entry.path()),
         };
@@ -468,25 +505,50 @@ impl Session {
     }
 }
 
-/// Removes tombstones whose source has not confirmed for 30 days. A question
-/// that comes later is answered "not known", which is safe.
-pub fn sweep_tombstones() {
+/// Removes what is kept for a question of a source that has not asked or
+/// confirmed for 30 days: tombstones, and notes of trees that run here. A
+/// question that comes later is answered "not known", which is safe.
+pub fn sweep() {
     let is_old = |session: &Session| {
         let meta = fs::metadata(session.storage.join(RECORD));
         let age = meta
             .and_then(|meta| meta.modified())
             .map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
-        age.is_ok_and(|age| age > TOMBSTONE_AGE)
+        age.is_ok_and(|age| age > RECORD_AGE)
     };
     for session in Session::all().unwrap_or_default() {
-        if session.is_tombstone() && is_old(&session) {
-            // It is tried again at the next order.
-            _ = session.remove();
+        if !is_old(&session) {
+            continue;
         }
+        let leader = match session.exists() {
+            true if !session.has(Mark::Running) => continue,
+            true => match session.lead() {
+                Ok(Some(leader)) => Some(leader),
+                _ => continue,
+            },
+            false => None,
+        };
+        // It is tried again at the next order.
+        _ = session.remove();
+        drop(leader);
     }
 }
 
+/// Removes a directory. A CRIU that was killed may have left a file system
+/// mounted below it: its cgroup yard, whose content is no one's to remove.
 fn remove_all(path: &Path) -> anyhow::Result<()> {
+    let mounts = MountTable::read(Path::new("/proc/self"));
+    let mut below: Vec<PathBuf> = mounts
+        .iter()
+        .flat_map(MountTable::iter)
+        .map(|mount| mount.mount_point.clone())
+        .filter(|point| point.starts_with(path) && point != path)
+        .collect();
+    below.sort();
+    for point in below.iter().rev() {
+        umount2(point, MntFlags::MNT_DETACH)
+            .with_context(|| format!("failed to unmount {}", point.display()))?;
+    }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("failed to remove {}", path.display()))

@@ -44,9 +44,13 @@ impl Outgoing<'_> {
         drop(frozen);
 
         let began = Instant::now();
-        let arrival = self.await_report().unwrap_or_else(|error| Arrival {
-            prefetch_error: Some(format!("{error:#}")),
-            ..Arrival::default()
+        let arrival = self.await_report().unwrap_or_else(|error| {
+            // The confirmation may have been lost with the connection.
+            self.executor.confirm_anew();
+            Arrival {
+                prefetch_error: Some(format!("{error:#}")),
+                ..Arrival::default()
+            }
         });
         self.clock.ended("warming afterwards", began);
         Ok(Done {

@@ -21,7 +21,7 @@ use crate::criu::{self, Criu, Job, Passed, Work};
 use crate::handover::incoming::executor::Executor;
 use crate::handover::incoming::{Event, Record, State};
 use crate::handover::journal::{AT_WORK, JOURNAL, ROOT, STAYS_STOPPED, Side, Target};
-use crate::handover::session::{Lock, sweep_tombstones};
+use crate::handover::session::{Lock, sweep};
 use crate::handover::{Identity, Journal, Session, guard, question};
 use crate::prefetch::Options;
 use crate::process::{self, Process};
@@ -119,10 +119,12 @@ struct Prepared {
 impl Prepared {
     /// Makes all of it, or leaves nothing behind.
     fn make(order: &Order, identity: &Identity, criu: &Criu) -> anyhow::Result<Self> {
-        sweep_tombstones();
+        sweep();
         let session = Session::named(&order.session)?;
         let leader = session.create(Some((Record::NotAllowed, identity)))?;
+        let group = Group::create(&session.name());
         let journal = Journal {
+            group: group.as_ref().map(|group| group.path().to_owned()),
             subject: order.subject.clone(),
             images: order.images.clone(),
             tcp_established: order.tcp_established,
@@ -151,13 +153,16 @@ impl Prepared {
         };
         match prepare() {
             Ok(room) => Ok(Self {
-                group: Group::create(&session.name()),
+                group,
                 session,
                 journal,
                 leader,
                 room,
             }),
             Err(error) => {
+                if let Some(group) = group {
+                    group.remove();
+                }
                 _ = session.remove();
                 Err(error)
             }
@@ -365,6 +370,7 @@ impl<'a> Incoming<'a> {
             passed: Passed {
                 tcp_established: self.order.tcp_established,
             },
+            restores_cgroups: false,
         };
         let mut job = container::restore(&self.order.subject, work, criu)?;
         if let Err(error) = self.session.note(AT_WORK, job.at_work()) {

@@ -86,6 +86,9 @@ impl Outgoing<'_> {
                 image_bytes: 0,
             }),
             Err(error) => {
+                if let Some(group) = self.executor.journal().group() {
+                    group.remove();
+                }
                 // The guard ends when the session is gone.
                 if let Err(more) = self.session.remove() {
                     say!("{more:#}");
@@ -99,10 +102,13 @@ impl Outgoing<'_> {
         let processes = process::tree(self.options.root)?;
         let stopped = processes.iter().copied().filter(|it| it.is_stopped());
         let stopped: Vec<Process> = stopped.collect();
+        let group = Group::create(&self.session.name());
+        self.executor.set_group(group.as_ref());
         self.executor.update(|origin| {
             (origin.processes, origin.stopped) = (processes, stopped);
             origin.freeze = Some(freeze);
         })?;
+        self.session.keep_on_disk(self.executor.journal())?;
         guard::start(&self.session)?;
         let images = self.images();
         let mut builder = fs::DirBuilder::new();
@@ -117,12 +123,12 @@ impl Outgoing<'_> {
             passed,
             ..
         } = self.options;
-        let group = Group::create(&self.session.name());
         let work = Work {
             images: &images,
             storage: self.session.storage(),
             group: group.as_ref(),
             passed: *passed,
+            restores_cgroups: false,
         };
         let mark = self.session.directory().join(Mark::Dumped.name());
         let hook = DumpHook {
@@ -133,9 +139,9 @@ impl Outgoing<'_> {
         let answer = Box::new(move || notify::on_post_dump(&session));
         let job = container::dump(subject, work, criu, hook, answer)?;
         if let Err(error) = self.session.note(AT_WORK, job.at_work()) {
-            // Nobody else knows of it.
+            // No other process knows of it.
             job.at_work().abort_dump();
-            return Err(error);
+            return Err(RolledBack(format!("{error:#}")).into());
         }
         Ok(job)
     }

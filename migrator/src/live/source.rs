@@ -136,6 +136,7 @@ pub fn run(
         images: options.images.clone(),
         tcp_established: options.passed.tcp_established,
         criu: options.criu.program().to_owned(),
+        group: None,
         side: Side::Source(Origin {
             processes,
             stopped: Vec::new(),

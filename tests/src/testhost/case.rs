@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::fault::{Fault, Side};
 use super::host::Storage;
 use super::mover::{Call, Moved, Mover};
-use super::oracle::{self, Frozen, handles, nothing_left, settle};
+use super::oracle::{self, Frozen, Kept, handles, nothing_left_but, settle};
 use super::relay::{Action, Direction, Kind};
 use super::site::Pair;
 use super::tree::{Locks, Tree};
@@ -384,7 +384,12 @@ impl Prepared {
             (_, None) if lost || source_lost => {}
             (code, side) => bail!("exit {code:?}, and the tree is on {side:?}"),
         }
-        nothing_left(pair)?;
+        let is_disk_lost = |(side, kept): &(Side, bool)| *side == Side::Source && !kept;
+        let kept = Kept {
+            unconfirmed: source_lost && self.cuts.iter().any(is_disk_lost),
+            images: source_lost && side.is_none(),
+        };
+        nothing_left_but(pair, kept)?;
         Ok(side)
     }
 

@@ -104,6 +104,25 @@ pub fn at_work(pair: &Pair) -> Vec<String> {
 /// # Errors
 /// Returns an error with what is left.
 pub fn nothing_left(pair: &Pair) -> Result<()> {
+    nothing_left_but(pair, Kept::default())
+}
+
+/// What may be left, because a host that has lost its power can't say what has to
+/// go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept {
+    /// The destination's note that the tree runs, for a source that lost its disk,
+    /// too, and so can't confirm.
+    pub unconfirmed: bool,
+    /// The images on the source, of a tree that was lost with it.
+    pub images: bool,
+}
+
+/// Makes sure that nothing else is left.
+///
+/// # Errors
+/// Returns an error with what is left.
+pub fn nothing_left_but(pair: &Pair, kept: Kept) -> Result<()> {
     let mut left = at_work(pair);
     for host in pair.hosts() {
         let handle = host.handle();
@@ -116,9 +135,13 @@ pub fn nothing_left(pair: &Pair) -> Result<()> {
             .flatten()
             .flatten()
         {
-            if entry.path().is_dir() {
+            let is_kept = kept.unconfirmed && entry.path().join("running").exists();
+            if entry.path().is_dir() && !is_kept {
                 add(&entry.path());
             }
+        }
+        if kept.images && handle.name() == "source" {
+            continue;
         }
         large(&handle.path("/var/lib/migrator"), &mut add);
         cgroups(handle.cgroup(), &mut add);

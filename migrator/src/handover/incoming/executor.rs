@@ -288,8 +288,7 @@ impl Executor {
     }
 
     fn group(&self) -> Option<Group> {
-        let at_work = self.session.read::<AtWork>(AT_WORK).ok().flatten();
-        at_work.and_then(|at_work| at_work.group())
+        self.journal.as_ref().and_then(Journal::group)
     }
 
     /// Kills what was restored, whole or half-made, and what restores it.
@@ -308,9 +307,7 @@ impl Executor {
             if !at_work.kill() {
                 bail!("what CRIU has restored does not end");
             }
-            if at_work.group.is_none() {
-                self.kill_half_made(at_work.process);
-            }
+            self.kill_half_made(at_work.process);
         }
         if let Some(journal) = &self.journal
             && at_work.is_some()
@@ -326,8 +323,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Kills what a CRIU that was killed has left of a tree, where there is no
-    /// cgroup to know it by.
+    /// Kills what a CRIU that was killed has left of a tree outside of its
+    /// cgroup, if it had one.
     fn kill_half_made(&self, criu: Process) {
         let is_plain = self
             .journal

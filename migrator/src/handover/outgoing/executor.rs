@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use tokio::runtime::Handle;
 
 use super::{Action, Answer, Event, Intent, Notes, State, next};
+use crate::cgroup::Group;
 use crate::container;
 use crate::criu::{self, AtWork, Work};
 use crate::handover::journal::{AT_WORK, JOURNAL, Journal, Origin, Side};
@@ -164,6 +165,11 @@ impl<'a> Executor<'a> {
             origin.destination = Some(identity.clone());
             origin.destination_name = name.to_owned();
         }
+    }
+
+    /// Remembers the cgroup for what is started, as [`Self::expect`] does.
+    pub fn set_group(&mut self, group: Option<&Group>) {
+        self.journal.group = group.map(|group| group.path().to_owned());
     }
 
     /// Changes what the source knows, and notes it.
@@ -520,12 +526,13 @@ impl<'a> Executor<'a> {
             thread::sleep(Duration::from_millis(10));
         }
         let images = self.journal.images(&self.session);
-        let group = crate::cgroup::Group::create(&self.session.name());
+        let group = Group::create(&self.session.name());
         let work = Work {
             images: &images,
             storage: self.session.storage(),
             group: group.as_ref(),
             passed: self.journal.passed(),
+            restores_cgroups: true,
         };
         let subject = &self.journal.subject;
         let mut job = container::restore_here(subject, work, &self.journal.criu())?;
@@ -543,7 +550,10 @@ impl<'a> Executor<'a> {
         let root = match restored {
             Ok(root) => root,
             Err(error) => {
+                let criu = job.at_work().process;
                 job.kill();
+                let ids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+                process::kill(&process::half_made(&ids, criu), KILLED_LIMIT);
                 return Err(error).with_context(|| {
                     format!(
                         "failed to restore {} from {}, where its images stay",
@@ -584,6 +594,10 @@ impl<'a> Executor<'a> {
     }
 
     fn confirm(&mut self) {
+        // A destination that was not told to run the tree is told why not.
+        if !matches!(self.session.intent(), Ok(Some(Intent::Commit))) {
+            return;
+        }
         if let Some(peer) = &mut self.peer {
             // A connection that is lost is made again, once.
             match peer.send(Message::Confirmed) {
@@ -591,10 +605,12 @@ impl<'a> Executor<'a> {
                 Err(_) => self.peer = None,
             }
         }
-        // A destination that never said "restored" keeps nothing.
-        if !matches!(self.session.intent(), Ok(Some(Intent::Commit))) {
-            return;
-        }
+        self.confirm_anew();
+    }
+
+    /// Tells the destination over a new connection that no question will
+    /// follow, so that it keeps no note for one.
+    pub fn confirm_anew(&self) {
         let Some(origin) = self.origin() else {
             return;
         };
@@ -609,9 +625,7 @@ impl<'a> Executor<'a> {
     }
 
     fn remove(&self) -> anyhow::Result<()> {
-        if let Ok(Some(at_work)) = self.session.read::<AtWork>(AT_WORK)
-            && let Some(group) = at_work.group()
-        {
+        if let Some(group) = self.journal.group() {
             group.remove();
         }
         if let Some(shared) = &self.journal.images {
