@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use migrator_tests::testhost::Direction::{Back, There};
 use migrator_tests::testhost::{
-    Action, Case, Fault, Kind, Locks, Moment, Mover, Outcome, Pair, Side, Site, Tree, Who,
-    nothing_left, scene, settle,
+    Action, Case, Fault, Handle, Kind, Locks, Moment, Mover, Outcome, Pair, Seen, Side, Site, Tree,
+    Who, nothing_left, scene, settle,
 };
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -445,6 +445,71 @@ fn m14_a_tree_that_does_not_fit_is_refused_before_the_freeze() -> Result<()> {
         !outcome.moved.said.contains("migrator: freeze"),
         "it was frozen"
     );
+    Ok(())
+}
+
+/// L2: what a signal had stopped before the move stays stopped, on the destination
+/// as on the source after a roll back.
+#[test]
+#[ignore = "needs root"]
+fn l2_what_was_stopped_stays_stopped() -> Result<()> {
+    for is_refused in [false, true] {
+        let site = Site::new()?;
+        let pair = Pair::boot(&site)?;
+        let (source, destination) = (pair.source.handle(), pair.destination.handle());
+        pair.source.run(
+            "cd /; echo 20000 >/proc/sys/kernel/ns_last_pid
+             setsid --fork sh -c 'sleep 1001 & sleep 1002; true' </dev/null >/dev/null 2>&1
+             sleep 0.3",
+        )?;
+        let one = |host: &Handle, words: &str| -> Result<Seen> {
+            let found = host.find("sleep", words);
+            found.first().cloned().context("there is no such process")
+        };
+        one(&source, "1001")?.signal(Signal::SIGSTOP);
+        if is_refused {
+            // The source has committed, and its tree has a SIGSTOP.
+            pair.relay.rule(There, Kind::RESUME, Action::Cut);
+        }
+        let root = source.find("dash", "1001");
+        let root = root.first().context("there is no tree")?.inner;
+        let what = format!("--no-prefetch --pid {root}");
+        let moved = Mover::start(&source, &[], &what, Vec::new())?.finish(MOVE)?;
+        let host = match is_refused {
+            true => &source,
+            false => &destination,
+        };
+        let expected = if is_refused { 5 } else { 0 };
+        ensure!(moved.code == Some(expected), "{}", moved.said);
+        ensure!(one(host, "1001")?.state == 'T', "it was continued");
+        ensure!(one(host, "1002")?.state == 'S', "it was not continued");
+    }
+    Ok(())
+}
+
+/// How long a move between idle hosts may take.
+const MOVE: Duration = Duration::from_secs(60);
+
+/// M16: what a guard does is in the system's log.
+#[test]
+#[ignore = "needs root"]
+fn m16_a_guard_writes_to_the_log() -> Result<()> {
+    let site = Site::new()?;
+    let mut pair = Pair::boot(&site)?;
+    let log = std::os::unix::net::UnixDatagram::bind(pair.source.handle().path("/dev/log"))
+        .context("failed to bind /dev/log")?;
+    log.set_nonblocking(true)?;
+    let kill = Fault::Kill(Who::Leader(Side::Source));
+    Case::plain(Locks::None)
+        .with(kill, Moment::Message(Back, Kind::RESTORED))
+        .run(&mut pair)?;
+    let mut lines = String::new();
+    let mut bytes = [0; 4096];
+    while let Ok(length) = log.recv(&mut bytes) {
+        lines += &String::from_utf8_lossy(&bytes[..length]);
+        lines.push('\n');
+    }
+    ensure!(lines.contains("the tree runs here"), "the log has: {lines}");
     Ok(())
 }
 

@@ -345,6 +345,10 @@ fn orders(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
         );
     }
     copy(&migrator, &dist.join("migrator"))?;
+    // Another build, to compare with.
+    if let Some(baseline) = std::env::var_os("MIGRATOR_BASELINE") {
+        copy(Path::new(&baseline), &tree.join("baseline"))?;
+    }
     for program in PROGRAMS {
         copy(
             &build::guest_program(workspace, program)?,

@@ -25,6 +25,9 @@ const OLD_MAX_FREEZE: u64 = 30;
 /// What a tree may stand still longer than is promised.
 const FREEZE_SLACK: Duration = Duration::from_secs(5);
 
+/// How long after its step a fault may come at most, and some more.
+const LATE_FAULT: Duration = Duration::from_millis(150);
+
 /// How long a move may take with its faults.
 const MOVE_LIMIT: Duration = Duration::from_secs(45);
 
@@ -369,6 +372,8 @@ impl Prepared {
 
     fn judge(&self, pair: &Pair, tree: &Tree, moved: &Moved) -> Result<Option<Side>> {
         ensure!(moved.code.is_some(), "the move does not end");
+        // A fault that comes a little after a step may still strike.
+        thread::sleep(LATE_FAULT);
         let lost = self.destination_is_lost(pair);
         let source_lost = self.struck.load(Ordering::SeqCst)
             && self.cuts.iter().any(|(side, _)| *side == Side::Source);
@@ -390,6 +395,12 @@ impl Prepared {
             images: source_lost && side.is_none(),
         };
         nothing_left_but(pair, kept)?;
+        if kept.unconfirmed || kept.images {
+            // The next move begins without it.
+            for host in [&pair.source, &pair.destination] {
+                host.run("rm -rf /run/migrator/*/ /var/lib/migrator/*/")?;
+            }
+        }
         Ok(side)
     }
 

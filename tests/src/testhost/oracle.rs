@@ -110,19 +110,19 @@ pub fn nothing_left(pair: &Pair) -> Result<()> {
 /// What may be left, because a host that has lost its power can't say what has to
 /// go.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Kept {
+pub(super) struct Kept {
     /// The destination's note that the tree runs, for a source that lost its disk,
     /// too, and so can't confirm.
-    pub unconfirmed: bool,
+    pub(super) unconfirmed: bool,
     /// The images on the source, of a tree that was lost with it.
-    pub images: bool,
+    pub(super) images: bool,
 }
 
 /// Makes sure that nothing else is left.
 ///
 /// # Errors
 /// Returns an error with what is left.
-pub fn nothing_left_but(pair: &Pair, kept: Kept) -> Result<()> {
+pub(super) fn nothing_left_but(pair: &Pair, kept: Kept) -> Result<()> {
     let mut left = at_work(pair);
     for host in pair.hosts() {
         let handle = host.handle();

@@ -8,6 +8,9 @@ use super::stage::{CONTROL, WORKLOAD};
 /// disk is measured.
 const IMAGES: &str = "/run/bench-images";
 
+/// The other build in the guests.
+const BASELINE: &str = "/vm/baseline";
+
 /// A way to move a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Arm {
@@ -21,6 +24,8 @@ pub(crate) enum Arm {
     NoWarmup,
     /// `migrator move`
     Move,
+    /// `migrator move` of another build: the program that MIGRATOR_BASELINE names
+    Baseline,
     /// As `criu`, to a host whose cache is warm already
     Limit,
 }
@@ -44,6 +49,7 @@ impl Arm {
             Self::Vmtouch => "vmtouch",
             Self::NoWarmup => "no-warmup",
             Self::Move => "move",
+            Self::Baseline => "baseline",
             Self::Limit => "limit",
         }
     }
@@ -56,6 +62,7 @@ impl Arm {
             Self::Vmtouch => "CRIU + vmtouch",
             Self::NoWarmup => "migrator move --no-warmup",
             Self::Move => "migrator move",
+            Self::Baseline => "migrator move, another build",
             Self::Limit => "limit: warm destination",
         }
     }
@@ -81,15 +88,16 @@ impl Arm {
                  ssh {CONTROL} destination vmtouch -tq $files & {}; wait $!",
                 criu(pid),
             ),
-            Self::NoWarmup => format!("{} --no-warmup", migrator(pid, source)),
-            Self::Move => migrator(pid, source),
+            Self::NoWarmup => format!("{} --no-warmup", migrator("migrator", pid, source)),
+            Self::Move => migrator("migrator", pid, source),
+            Self::Baseline => migrator(BASELINE, pid, source),
         }
     }
 
     /// What the command printed, if it is a report.
     pub(crate) fn report(self, output: &str) -> Value {
         match self {
-            Self::NoWarmup | Self::Move => {
+            Self::NoWarmup | Self::Move | Self::Baseline => {
                 serde_json::from_str(output.trim()).unwrap_or(Value::Null)
             }
             _ => Value::Null,
@@ -114,8 +122,11 @@ fn criu(pid: u32) -> String {
     )
 }
 
-fn migrator(pid: u32, source: &str) -> String {
-    format!("migrator move --pid {pid} --to ssh://destination --source {source} --json")
+fn migrator(program: &str, pid: u32, source: &str) -> String {
+    format!(
+        "{program} move --pid {pid} --to ssh://destination --remote-path {program} \
+         --source {source} --json"
+    )
 }
 
 #[cfg(test)]

@@ -57,6 +57,9 @@ const REAP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the destination is tried to be told that no question will follow.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 
+/// Between two attempts.
+const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
+
 /// What a handover has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -615,12 +618,23 @@ impl<'a> Executor<'a> {
             return;
         };
         let began = Instant::now();
-        let is_enough = || began.elapsed() > CONFIRM_LIMIT || (self.is_interrupted)();
-        if let Err(error) = question::confirm(&self.session, origin, &is_enough) {
-            say!(
-                "session {}: the destination keeps a note of it: {error:#}",
-                self.session.name()
-            );
+        let is_cancelled = Cell::new(false);
+        let is_enough = || {
+            is_cancelled.set(is_cancelled.get() || (self.is_interrupted)());
+            is_cancelled.get() || began.elapsed() > CONFIRM_LIMIT
+        };
+        loop {
+            match question::confirm(&self.session, origin, &is_enough) {
+                Ok(()) => return,
+                // A network that is down for a moment is no reason to leave
+                // anything behind there.
+                Err(_) if !is_enough() => thread::sleep(CONFIRM_INTERVAL),
+                Err(error) => {
+                    let name = self.session.name();
+                    say!("session {name}: the destination keeps a note of it: {error:#}");
+                    return;
+                }
+            }
         }
     }
 
