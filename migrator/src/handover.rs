@@ -10,8 +10,14 @@
 //!
 //! `docs/handover.md` has the steps, and what each failure leads to.
 
+pub mod decision;
 pub mod gate;
+pub mod incoming;
+#[cfg(test)]
+mod model;
+pub mod outgoing;
 pub mod session;
 pub mod settle;
 
-pub use session::{Decision, Session};
+pub use decision::Decision;
+pub use session::Session;

@@ -12,6 +12,8 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::Decision;
+
 /// Where sessions are. It is empty after a boot, as are the trees that they
 /// tell of.
 pub const SESSIONS: &str = "/run/migrator";
@@ -33,21 +35,10 @@ const IT_MAY: &[u8] = b"y";
 
 const DECISION: &str = "decision";
 
-/// What becomes of this host's copy of the tree. It is made once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// It runs (on).
-    Run,
-    /// It ends.
-    End,
-}
-
-impl Decision {
-    fn text(self) -> &'static str {
-        match self {
-            Self::Run => "run",
-            Self::End => "end",
-        }
+fn text(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Run => "run",
+        Decision::End => "end",
     }
 }
 
@@ -172,7 +163,7 @@ impl Session {
         let path = self.directory.join(DECISION);
         let write = || {
             let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            file.write_all(decision.text().as_bytes())?;
+            file.write_all(text(decision).as_bytes())?;
             // persist_noclobber is link(2) or renameat2(RENAME_NOREPLACE):
             // the file has its content from the first moment on.
             match file.persist_noclobber(&path) {
@@ -235,10 +226,10 @@ impl Session {
 
     /// What has been decided so far.
     pub fn decision(&self) -> Option<Decision> {
-        let text = fs::read_to_string(self.directory.join(DECISION)).ok()?;
+        let noted = fs::read_to_string(self.directory.join(DECISION)).ok()?;
         [Decision::Run, Decision::End]
             .into_iter()
-            .find(|decision| decision.text() == text)
+            .find(|decision| text(*decision) == noted)
     }
 
     /// Writes a note, in place of an older one, at once as a whole.
