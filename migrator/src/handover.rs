@@ -13,6 +13,8 @@ pub mod identity;
 pub mod incoming;
 pub mod journal;
 pub mod listing;
+#[cfg(test)]
+mod model;
 pub mod notify;
 pub mod outgoing;
 pub mod question;

@@ -4,7 +4,7 @@
 //! The data goes one way: [`source`] → [`heat`] → [`pagelist`] → [`format`]
 //! (or [`protocol`]) → [`plan`] → [`prefetch`].
 
-#![deny(clippy::print_stderr, clippy::print_stdout)]
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod btf;
 pub mod cgroup;

@@ -1,8 +1,9 @@
 //! Which host this is, and which of its boots.
 //!
 //! A name or an address may lead to another host tomorrow. The identity is a
-//! random number on the disk, and the kernel's boot id
-//! (random(4), `/proc/sys/kernel/random/boot_id`).
+//! random number on the disk with the machine id (machine-id(5)), for two hosts
+//! may share that disk, and the kernel's boot id (random(4),
+//! `/proc/sys/kernel/random/boot_id`).
 
 use std::fmt;
 use std::fs;
@@ -18,11 +19,16 @@ use super::session::{STORAGE, random};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const HOST_ID: &str = "host-id";
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// How long a machine id is.
+const MACHINE_ID_CHARS: usize = 32;
 
 /// A host and a boot of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// 128 random bits in hexadecimal, made at the first order.
+    /// 128 random bits in hexadecimal, made at the first order, and the
+    /// machine id if there is one.
     pub host: String,
     /// The kernel's boot id.
     pub boot: String,
@@ -34,10 +40,11 @@ impl Identity {
     /// # Errors
     /// It can't be read or written.
     pub fn here() -> anyhow::Result<Self> {
-        Self::below(Path::new(STORAGE), Path::new(BOOT_ID))
+        let machine_id = fs::read_to_string(MACHINE_ID).unwrap_or_default();
+        Self::below(Path::new(STORAGE), &machine_id, Path::new(BOOT_ID))
     }
 
-    fn below(storage: &Path, boot_id: &Path) -> anyhow::Result<Self> {
+    fn below(storage: &Path, machine_id: &str, boot_id: &Path) -> anyhow::Result<Self> {
         let path = storage.join(HOST_ID);
         let fail = |what| move || format!("failed to {what} this host's identity, {}", HOST_ID);
         let read = || match fs::read_to_string(&path) {
@@ -62,8 +69,13 @@ impl Identity {
         }
         let boot = fs::read_to_string(boot_id)
             .with_context(|| format!("failed to read {}", boot_id.display()))?;
+        let machine_id: String = machine_id
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .take(MACHINE_ID_CHARS)
+            .collect();
         Ok(Self {
-            host,
+            host: host + &machine_id,
             boot: boot.trim().to_owned(),
         })
     }
@@ -119,14 +131,16 @@ mod tests {
         let storage = directory.path().join("lib");
         let identity = |boot: &str| {
             fs::write(&boot_id, boot).unwrap();
-            Identity::below(&storage, &boot_id).unwrap()
+            Identity::below(&storage, "m\n", &boot_id).unwrap()
         };
         let (first, second) = (identity("one\n"), identity("two\n"));
         assert_eq!(first.host, second.host);
+        let other = Identity::below(&storage, "n\n", &boot_id).unwrap();
+        assert_ne!(first.host, other.host, "a disk that two hosts share");
         assert_eq!((&*first.boot, &*second.boot), ("one", "two"));
         assert_eq!(first.to_string().parse::<Identity>().unwrap(), first);
         assert!("x".parse::<Identity>().is_err());
         fs::write(storage.join(HOST_ID), "damaged").unwrap();
-        assert!(Identity::below(&storage, &boot_id).is_err());
+        assert!(Identity::below(&storage, "m", &boot_id).is_err());
     }
 }

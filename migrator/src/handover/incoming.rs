@@ -132,7 +132,8 @@ pub fn next(state: State, event: Event) -> (State, Vec<Action>) {
         (Decided(decision), Event::NotDone | Event::Asked) => decided(decision),
 
         (Running, Event::Asked) => (Running, vec![SayRunning]),
-        (Gone, Event::Asked) => (Gone, vec![SayNotRunning]),
+        // A source that missed it, for it was about to commit, resumes.
+        (Gone, Event::Asked | Event::Resume) => (Gone, vec![SayNotRunning]),
         (Running | Gone, Event::Confirmed) => (Ended, vec![Remove]),
 
         (state, _) => (state, Vec::new()),

@@ -98,11 +98,11 @@ fn destination(session: &Session) -> anyhow::Result<String> {
 
 fn from_disk(session: &Session) -> String {
     match session.record() {
-        Ok(Some((Record::Tombstone, _))) => "never ran here; kept for the source's question".into(),
-        Ok(Some((Record::NotAllowed, _))) => {
+        Ok(Some(Record::Tombstone)) => "never ran here; kept for the source's question".into(),
+        Ok(Some(Record::NotAllowed)) => {
             "never ran here, and this host was booted since; kept for the source's question".into()
         }
-        Ok(Some((Record::Allowed, _))) => {
+        Ok(Some(Record::Allowed)) => {
             "was allowed to run here, and this host was booted since".into()
         }
         Ok(None) => "this host was booted since it began".into(),

@@ -143,7 +143,7 @@ pub fn next(state: State, event: Event) -> (State, Vec<Action>) {
         // A process that finds a commit does not know how far it came.
         (Frozen, Event::Found(Commit)) => (Committed, vec![Ask]),
         (Frozen, Event::Noted(RollBack) | Event::Found(RollBack)) => decided(Run),
-        (Frozen, Event::Failed | Event::NotNoted | Event::Answer(_)) => {
+        (Frozen, Event::Failed | Event::NotNoted | Event::Answer(Answer::NotRunning)) => {
             (Frozen, vec![NoteIntent(RollBack)])
         }
 

@@ -162,7 +162,7 @@ fn find(question: &Question) -> anyhow::Result<Found> {
         same_host: question.identity.host == here.host,
         same_boot: question.identity.boot == here.boot,
         notes: session.exists(),
-        record: record.map(|(record, _)| record),
+        record,
     })
 }
 

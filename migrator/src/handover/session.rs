@@ -41,6 +41,14 @@ const FINISHER: &str = "finisher";
 /// The file of the [`Record`].
 const RECORD: &str = "record";
 
+/// The file of [`Record::Tombstone`], prepared and final. It is one of its own, for
+/// a process that was slow must not write "allowed" over it.
+const TOMBSTONE: &str = "tombstone";
+const PREPARED_TOMBSTONE: &str = ".tombstone";
+
+/// What stays when images and logs are removed.
+const KEPT: [&str; 3] = [RECORD, TOMBSTONE, PREPARED_TOMBSTONE];
+
 /// The copy of a source's journal that outlives a boot.
 const KEPT_JOURNAL: &str = "journal";
 
@@ -168,16 +176,16 @@ impl Session {
             .collect())
     }
 
-    /// Makes its directories, which only root may enter, its record and its
-    /// marks.
+    /// Makes its directories, which only root may enter, its marks and, on a
+    /// destination of this identity, its record.
     ///
     /// # Errors
     /// There is one already, or the file system says why not. Nothing is left.
-    pub fn create(&self, record: Option<(Record, &Identity)>) -> anyhow::Result<Lock> {
+    pub fn create(&self, record_for: Option<&Identity>) -> anyhow::Result<Lock> {
         if self.exists() || self.storage.exists() {
             bail!("there is a session {} on this host already", self.name());
         }
-        let made = self.make(record);
+        let made = self.make(record_for);
         if made.is_err() {
             // What could not be made can't always be removed; the first error
             // says why.
@@ -186,7 +194,7 @@ impl Session {
         made
     }
 
-    fn make(&self, record: Option<(Record, &Identity)>) -> anyhow::Result<Lock> {
+    fn make(&self, record_for: Option<&Identity>) -> anyhow::Result<Lock> {
         let create = |path: &Path| {
             let parent = path.parent().unwrap_or(path);
             let mut builder = fs::DirBuilder::new();
@@ -201,8 +209,8 @@ impl Session {
             fs::write(&path, mark.text())
                 .with_context(|| format!("failed to write {}", path.display()))?;
         }
-        if let Some((record, identity)) = record {
-            self.write_record(record, identity)?;
+        if let Some(identity) = record_for {
+            self.make_record(identity)?;
         }
         self.lead()?
             .context("failed to lead a session that was just made")
@@ -342,60 +350,77 @@ impl Session {
         self.decision()?.context("the noted decision is gone")
     }
 
-    /// Writes the record, on the disk when this returns. In place of another
-    /// it needs no room.
-    ///
-    /// # Errors
-    /// The file system says why not. Either record may be there.
-    pub fn write_record(&self, record: Record, identity: &Identity) -> anyhow::Result<()> {
+    /// Makes the record that the tree was not allowed to run here, on the disk
+    /// when this returns. What follows it needs no room.
+    fn make_record(&self, identity: &Identity) -> anyhow::Result<()> {
         let path = self.storage.join(RECORD);
-        let letter = match record {
-            Record::NotAllowed => b'n',
-            Record::Allowed => b'y',
-            Record::Tombstone => b'e',
-        };
         let write = || -> io::Result<()> {
             let mut options = File::options();
-            options.write(true).create(true).truncate(false).mode(0o600);
-            let file = options.open(&path)?;
-            let is_new = file.metadata()?.len() == 0;
-            match is_new {
-                true => {
-                    let text = format!("{} {}\n", char::from(letter), identity.boot);
-                    file.write_all_at(text.as_bytes(), 0)?;
-                    file.sync_all()?;
-                    let parent = self.storage.parent().unwrap_or(&self.storage);
-                    [&self.storage, parent]
-                        .into_iter()
-                        .try_for_each(|directory| File::open(directory)?.sync_all())
-                }
-                false => {
-                    file.write_all_at(&[letter], 0)?;
-                    file.sync_data()
-                }
-            }
+            let options = options.write(true).create_new(true).mode(0o600);
+            let mut file = options.open(&path)?;
+            writeln!(file, "n {}", identity.boot)?;
+            file.sync_all()?;
+            options.open(self.storage.join(PREPARED_TOMBSTONE))?;
+            let parent = self.storage.parent().unwrap_or(&self.storage);
+            [&self.storage, parent]
+                .into_iter()
+                .try_for_each(|directory| File::open(directory)?.sync_all())
         };
         write().with_context(|| format!("failed to write {}", path.display()))
     }
 
-    /// Returns the record, and the boot in which the session was made.
+    /// Records that the tree may run here, on the disk when this returns.
+    ///
+    /// # Errors
+    /// The file system says why not; either record may be there.
+    pub fn record_allowed(&self) -> anyhow::Result<()> {
+        let path = self.storage.join(RECORD);
+        let write = || -> io::Result<()> {
+            let file = File::options().write(true).open(&path)?;
+            file.write_all_at(b"y", 0)?;
+            file.sync_data()
+        };
+        write().with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Records that the tree never ran here and never will, on the disk when
+    /// this returns. It holds against every other record.
+    ///
+    /// # Errors
+    /// The file system says why not.
+    pub fn record_tombstone(&self) -> anyhow::Result<()> {
+        let (prepared, path) = (
+            self.storage.join(PREPARED_TOMBSTONE),
+            self.storage.join(TOMBSTONE),
+        );
+        let write = || -> io::Result<()> {
+            match fs::rename(&prepared, &path) {
+                Err(error) if error.kind() == ErrorKind::NotFound && path.exists() => {}
+                renamed => renamed?,
+            }
+            File::open(&self.storage)?.sync_all()
+        };
+        write().with_context(|| format!("failed to create {}", path.display()))
+    }
+
+    /// Returns the record; `None` where this host has none.
     ///
     /// # Errors
     /// It can't be read, or is none.
-    pub fn record(&self) -> anyhow::Result<Option<(Record, String)>> {
+    pub fn record(&self) -> anyhow::Result<Option<Record>> {
+        if self.storage.join(TOMBSTONE).exists() {
+            return Ok(Some(Record::Tombstone));
+        }
         let path = self.storage.join(RECORD);
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| format!("failed to read {}", path.display()))?,
         };
-        let (letter, boot) = text.trim_end().split_once(' ').unwrap_or_default();
-        let record = match letter {
-            "n" => Record::NotAllowed,
-            "y" => Record::Allowed,
-            "e" => Record::Tombstone,
+        match text.first() {
+            Some(b'n') => Ok(Some(Record::NotAllowed)),
+            Some(b'y') => Ok(Some(Record::Allowed)),
             _ => bail!("{} was not written by migrator", path.display()),
-        };
-        Ok(Some((record, boot.to_owned())))
+        }
     }
 
     /// Writes a note, in place of an older one, at once as a whole.
@@ -472,7 +497,7 @@ impl Session {
         };
         let remove = |entry: fs::DirEntry| match entry.file_type()?.is_dir() {
             true => remove_all(&entry.path()).map_err(io::Error::other),
-            false if entry.file_name() == RECORD => Ok(()),
+            false if KEPT.iter().any(|name| entry.file_name() == *name) => Ok(()),
             false => fs::remove_file(entry.path()),
         };
         entries
@@ -486,7 +511,20 @@ impl Session {
     /// The file system says why not.
     pub fn bury(&self) -> anyhow::Result<()> {
         self.remove_images()?;
-        remove_all(&self.directory)
+        self.remove_notes()
+    }
+
+    /// Removes the notes, all at once: half of them would say something else.
+    fn remove_notes(&self) -> anyhow::Result<()> {
+        let away = self.directory.with_file_name(format!(".{}", self.name()));
+        remove_all(&away)?;
+        match fs::rename(&self.directory, &away) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                Err(error).with_context(|| format!("failed to remove {}", self.directory.display()))
+            }
+            Ok(()) => remove_all(&away),
+        }
     }
 
     /// Removes everything, as far as it is there.
@@ -495,13 +533,12 @@ impl Session {
     /// The file system says why not.
     pub fn remove(&self) -> anyhow::Result<()> {
         remove_all(&self.storage)?;
-        remove_all(&self.directory)
+        self.remove_notes()
     }
 
     /// Returns whether a tombstone is all that is left of it.
     pub fn is_tombstone(&self) -> bool {
-        let is_buried = || matches!(self.record(), Ok(Some((Record::Tombstone, _))));
-        !self.exists() && is_buried()
+        !self.exists() && matches!(self.record(), Ok(Some(Record::Tombstone)))
     }
 }
 
@@ -509,6 +546,12 @@ impl Session {
 /// confirmed for 30 days: tombstones, and notes of trees that run here. A
 /// question that comes later is answered "not known", which is safe.
 pub fn sweep() {
+    for entry in fs::read_dir(SESSIONS).into_iter().flatten().flatten() {
+        // Notes that were being removed when a process was killed.
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            _ = remove_all(&entry.path());
+        }
+    }
     let is_old = |session: &Session| {
         let meta = fs::metadata(session.storage.join(RECORD));
         let age = meta
@@ -644,27 +687,26 @@ mod tests {
     fn the_record_outlives_images_and_notes() {
         let directory = tempfile::tempdir().unwrap();
         let session = session(&directory);
-        let _leader = session.create(Some((Record::NotAllowed, &here()))).unwrap();
+        let _leader = session.create(Some(&here())).unwrap();
         fs::write(session.images().join("pages-1.img"), "x").unwrap();
-        let record = |session: &Session| session.record().unwrap().unwrap().0;
+        let record = |session: &Session| session.record().unwrap().unwrap();
         assert_eq!(record(&session), Record::NotAllowed);
-        session.write_record(Record::Allowed, &here()).unwrap();
+        session.record_allowed().unwrap();
         assert_eq!(record(&session), Record::Allowed);
         assert!(!session.is_tombstone());
-        session.write_record(Record::Tombstone, &here()).unwrap();
+        session.record_tombstone().unwrap();
+        session.record_tombstone().unwrap();
+        session.record_allowed().unwrap();
+        assert_eq!(record(&session), Record::Tombstone, "it holds");
         session.bury().unwrap();
         assert!(session.is_tombstone() && !session.images().exists());
-        let other_boot = Identity {
-            boot: "c".into(),
-            ..here()
-        };
-        session
-            .write_record(Record::Tombstone, &other_boot)
-            .unwrap();
-        assert_eq!(session.record().unwrap().unwrap().1, "b", "of its making");
         assert!(session.create(None).is_err(), "a name is used once");
         session.remove().unwrap();
         assert_eq!(session.record().unwrap(), None);
+        assert_eq!(
+            fs::read_dir(directory.path().join("run")).unwrap().count(),
+            0
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::child;
 use crate::container::{self, Subject};
 use crate::criu::{self, Criu, Job, Passed, Work};
 use crate::handover::incoming::executor::Executor;
-use crate::handover::incoming::{Event, Record, State};
+use crate::handover::incoming::{Event, State};
 use crate::handover::journal::{AT_WORK, JOURNAL, ROOT, STAYS_STOPPED, Side, Target};
 use crate::handover::session::{Lock, sweep};
 use crate::handover::{Identity, Journal, Session, guard, question};
@@ -121,7 +121,7 @@ impl Prepared {
     fn make(order: &Order, identity: &Identity, criu: &Criu) -> anyhow::Result<Self> {
         sweep();
         let session = Session::named(&order.session)?;
-        let leader = session.create(Some((Record::NotAllowed, identity)))?;
+        let leader = session.create(Some(identity))?;
         let group = Group::create(&session.name());
         let journal = Journal {
             group: group.as_ref().map(|group| group.path().to_owned()),
@@ -372,12 +372,20 @@ impl<'a> Incoming<'a> {
             },
             restores_cgroups: false,
         };
+        // A process that gives the session up kills what is noted, under the same
+        // lock: nothing may start after that.
+        let lock = self.session.finish()?;
+        let lock = lock.context("the session is given up by another process")?;
+        if self.session.decision()?.is_some() {
+            bail!("the session was given up by another process");
+        }
         let mut job = container::restore(&self.order.subject, work, criu)?;
         if let Err(error) = self.session.note(AT_WORK, job.at_work()) {
             // No other process knows of it.
             job.kill();
             return Err(error);
         }
+        drop(lock);
         let root = self.await_restore(&mut job)?;
         self.session.note(ROOT, &root)?;
         let began = Instant::now();

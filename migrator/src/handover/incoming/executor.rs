@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::{Action, Event, Notes, Record, State, next};
+use super::{Action, Event, Notes, State, next};
 use crate::cgroup::{self, Group};
 use crate::container::{self, Subject};
 use crate::criu::AtWork;
@@ -192,25 +192,25 @@ impl Executor {
 
     fn decide(&self, decision: Decision) -> anyhow::Result<Decision> {
         if decision == Decision::Run {
-            let target = self.target().context("the session has no journal")?;
-            self.session
-                .write_record(Record::Allowed, &target.identity)?;
+            self.session.record_allowed()?;
         }
         self.session.decide(decision)
     }
 
     fn note_tombstone(&self) -> anyhow::Result<()> {
-        match self.target() {
-            Some(target) if self.session.has(Mark::Restored) => self
-                .session
-                .write_record(Record::Tombstone, &target.identity),
+        match self.session.has(Mark::Restored) {
+            true => self.session.record_tombstone(),
             // The source can't have been told to ask.
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 
     fn note_failed(&mut self, error: &anyhow::Error) -> Result<(), Stuck> {
         self.trouble = format!("{error:#}");
+        if !self.session.exists() {
+            self.trouble = "another process has dealt with the session".into();
+            return Err(Stuck);
+        }
         self.attempts += 1;
         if self.attempts > NOTE_ATTEMPTS {
             self.attempts = 0;

@@ -272,6 +272,10 @@ impl<'a> Executor<'a> {
 
     fn note_failed(&mut self, error: &anyhow::Error) -> Result<(), Standing> {
         self.trouble = format!("{error:#}");
+        if !self.session.exists() {
+            self.trouble = "another process has recovered the session".into();
+            return Err(Standing::Stuck);
+        }
         self.attempts += 1;
         if self.attempts > NOTE_ATTEMPTS {
             self.attempts = 0;
@@ -360,8 +364,8 @@ impl<'a> Executor<'a> {
     /// Asks once.
     fn ask(&mut self) -> Result<Event, Standing> {
         // An operator, or another process, may have decided meanwhile.
-        if let Ok(Some(decision)) = self.session.decision() {
-            return Ok(Event::Decision(decision));
+        if let Some(event) = self.decided_by_another()? {
+            return Ok(event);
         }
         if self.attempts == 0 && !self.trouble.is_empty() {
             say!(
@@ -373,8 +377,8 @@ impl<'a> Executor<'a> {
             if self.is_impatient || self.is_interrupted_within(ASK_INTERVAL) {
                 return Err(Standing::Undecided);
             }
-            if let Ok(Some(decision)) = self.session.decision() {
-                return Ok(Event::Decision(decision));
+            if let Some(event) = self.decided_by_another()? {
+                return Ok(event);
             }
         }
         self.attempts += 1;
@@ -412,6 +416,14 @@ impl<'a> Executor<'a> {
             true => Err(Standing::Undecided),
             false => Ok(Event::Answer(Answer::NotKnown)),
         }
+    }
+
+    fn decided_by_another(&mut self) -> Result<Option<Event>, Standing> {
+        if !self.session.exists() {
+            self.trouble = "another process has recovered the session".into();
+            return Err(Standing::Stuck);
+        }
+        Ok(self.session.decision().ok().flatten().map(Event::Decision))
     }
 
     fn is_interrupted_within(&self, time: Duration) -> bool {
