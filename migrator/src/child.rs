@@ -205,7 +205,8 @@ pub fn starve(process: &Handle) {
             nothing,
         );
     }
-    process.signal(Signal::CONT);
+    // One that is not stopped needs none.
+    _ = process.signal(Signal::CONT);
 }
 
 #[cfg(test)]

@@ -5,11 +5,14 @@
 //! start time compared afterwards, so a signal reaches this process or none.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,12 @@ use crate::target::{Target, stat_fields};
 
 /// Where the kernel shows processes.
 pub const PROC: &str = "/proc";
+
+/// Between two SIGKILLs for a process that does not end.
+const KILL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often it is tried to continue a process.
+const RESUME_ATTEMPTS: u32 = 5;
 
 /// Poll interval where the kernel has no pidfds (before Linux 5.3).
 const GONE_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -90,9 +99,13 @@ impl Process {
     }
 
     /// Sends a signal if it still exists.
-    pub fn signal(self, signal: Signal) {
-        if let Some(handle) = self.handle() {
-            handle.signal(signal);
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn signal(self, signal: Signal) -> io::Result<()> {
+        match self.handle() {
+            Some(handle) => handle.signal(signal),
+            None => Ok(()),
         }
     }
 
@@ -136,15 +149,19 @@ impl Handle {
     }
 
     /// Sends a signal. A process that has ended needs none.
-    pub fn signal(&self, signal: Signal) {
-        match &self.fd {
-            Some(fd) => _ = pidfd_send_signal(fd, signal),
-            None if self.process.is_alive() => {
-                if let Some(pid) = Pid::from_raw(self.process.pid) {
-                    _ = kill_process(pid, signal);
-                }
-            }
-            None => {}
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = Pid::from_raw(self.process.pid).filter(|_| self.process.is_alive());
+        let sent = match (&self.fd, pid) {
+            (Some(fd), _) => pidfd_send_signal(fd, signal),
+            (None, Some(pid)) => kill_process(pid, signal),
+            (None, None) => Ok(()),
+        };
+        match sent {
+            Err(Errno::SRCH) => Ok(()),
+            sent => Ok(sent?),
         }
     }
 
@@ -177,24 +194,29 @@ impl Handle {
 }
 
 /// Sends a signal to each that still exists.
-pub fn signal(processes: &[Process], signal: Signal) {
-    for process in processes {
-        process.signal(signal);
-    }
+///
+/// # Errors
+/// The kernel refuses for one of them; the others have it.
+pub fn signal(processes: &[Process], signal: Signal) -> io::Result<()> {
+    let sent: Vec<_> = processes.iter().map(|it| it.signal(signal)).collect();
+    sent.into_iter().collect()
 }
 
 /// Kills them and waits until they are gone. Returns those that are not.
 pub fn kill(processes: &[Process], time: Duration) -> Vec<Process> {
-    let handles: Vec<Handle> = processes.iter().filter_map(|it| it.handle()).collect();
-    for handle in &handles {
-        handle.signal(Signal::KILL);
-    }
+    let mut handles: Vec<Handle> = processes.iter().filter_map(|it| it.handle()).collect();
     let end = Instant::now() + time;
-    handles
-        .iter()
-        .filter(|handle| !handle.wait_gone(end.saturating_duration_since(Instant::now())))
-        .map(Handle::process)
-        .collect()
+    loop {
+        for handle in &handles {
+            // It is sent again to what does not end.
+            _ = handle.signal(Signal::KILL);
+        }
+        let left = || end.saturating_duration_since(Instant::now());
+        handles.retain(|handle| !handle.wait_gone(left().min(KILL_INTERVAL)));
+        if handles.is_empty() || left().is_zero() {
+            return handles.iter().map(Handle::process).collect();
+        }
+    }
 }
 
 /// Returns the process and its descendants.
@@ -213,10 +235,26 @@ pub fn tree(root: i32) -> anyhow::Result<Vec<Process>> {
 /// There is no such process any more.
 pub fn resume(root: Process, stays: impl Fn(&Process) -> bool) -> anyhow::Result<()> {
     // A root that is stopped can't fork, nor end by itself.
-    for process in children_first(&tree(root.pid)?) {
-        if !stays(&process) {
-            process.signal(Signal::CONT);
+    let processes = children_first(&tree(root.pid)?);
+    let processes: Vec<Process> = processes.into_iter().filter(|it| !stays(it)).collect();
+    resume_all(&processes)
+}
+
+/// Continues these processes in their order.
+///
+/// # Errors
+/// One of them can't be continued.
+pub fn resume_all(processes: &[Process]) -> anyhow::Result<()> {
+    for process in processes {
+        let mut sent = process.signal(Signal::CONT);
+        for _ in 1..RESUME_ATTEMPTS {
+            if sent.is_ok() {
+                break;
+            }
+            std::thread::sleep(GONE_POLL_INTERVAL);
+            sent = process.signal(Signal::CONT);
         }
+        sent.with_context(|| format!("failed to continue process {}", process.pid))?;
     }
     Ok(())
 }
@@ -347,10 +385,10 @@ mod tests {
     fn a_later_process_with_the_same_number_gets_no_signal() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::of(child.id() as i32).unwrap();
-        signal(&[later(process)], Signal::KILL);
+        signal(&[later(process)], Signal::KILL).unwrap();
         assert_eq!(kill(&[later(process)], Duration::ZERO), []);
         assert!(process.is_alive());
-        process.signal(Signal::STOP);
+        process.signal(Signal::STOP).unwrap();
         while !process.is_stopped() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -393,7 +431,7 @@ mod tests {
                 break found;
             }
         };
-        signal(&found, Signal::STOP);
+        signal(&found, Signal::STOP).unwrap();
         while !is_stopped(root) {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -74,7 +74,8 @@ impl Group {
             let mut processes = self.processes();
             processes.sort_by_key(|process| std::cmp::Reverse(process.started));
             for process in processes {
-                process.signal(Signal::KILL);
+                // It is sent again below.
+                _ = process.signal(Signal::KILL);
             }
             // Before Linux 5.14 there is no such file, and the loop does it.
             _ = fs::write(self.path.join("cgroup.kill"), "1");

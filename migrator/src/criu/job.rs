@@ -42,7 +42,8 @@ impl AtWork {
                 child::starve(&handle);
             }
         }
-        self.process.signal(Signal::CONT);
+        // One that is not stopped needs none.
+        _ = self.process.signal(Signal::CONT);
         if !self.wait(FAIL_LIMIT) {
             self.kill();
         }

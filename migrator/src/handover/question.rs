@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::runtime::Handle;
 
 use super::incoming::{self, Event, Found, State};
@@ -14,7 +15,7 @@ use super::outgoing::Answer;
 use super::{Identity, Session};
 use crate::destination::Destination;
 use crate::protocol::{Message, PeerError};
-use crate::transfer::{self, Peer};
+use crate::transfer::Peer;
 
 /// How long a question may take, the connection included.
 const QUESTION_LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +25,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Poll interval for the answer, and for a request to stop.
 const ANSWER_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Between two attempts to confirm.
+const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a destination waits for the confirmation after its answer.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
@@ -180,21 +184,36 @@ fn settle(session: &Session) -> anyhow::Result<Answer> {
     }
 }
 
-/// Tells a destination, over a new connection, that no question will follow. It
-/// only lets the destination clean up.
+/// Tells a destination, over new connections, that no question will follow, so
+/// that it keeps no note. It is done when the destination knows nothing of the
+/// session any more.
 ///
 /// # Errors
-/// It can't be told.
+/// It can't be told before `is_enough`.
 pub fn confirm(
     session: &Session,
     origin: &Origin,
-    is_cancelled: &dyn Fn() -> bool,
+    runtime: &Handle,
+    is_enough: &dyn Fn() -> bool,
 ) -> anyhow::Result<()> {
-    let runtime = transfer::runtime()?;
-    let told = ask(session, origin, runtime.handle(), is_cancelled)
-        .map(|(_, peer)| peer.close(Some(Message::Confirmed)));
-    runtime.shutdown_background();
-    told
+    let mut is_told = false;
+    loop {
+        let trouble = match ask(session, origin, runtime, is_enough) {
+            Ok((Answer::NotKnown, _)) if is_told => return Ok(()),
+            // Another host may have answered.
+            Ok((Answer::NotKnown, _)) => anyhow!("{} does not know the session", origin.to),
+            Ok((_, peer)) => {
+                peer.close(Some(Message::Confirmed));
+                is_told = true;
+                continue;
+            }
+            Err(error) => error,
+        };
+        if is_enough() {
+            return Err(trouble);
+        }
+        thread::sleep(CONFIRM_INTERVAL);
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! destination at the wrong moment.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 
@@ -9,8 +10,10 @@ use super::journal::{JOURNAL, Origin, Side};
 use super::outgoing::executor::{Executor, Standing};
 use super::outgoing::{Answer, Event, Intent};
 use super::{Decision, Journal, Session, incoming, question};
-use crate::protocol::Message;
 use crate::transfer;
+
+/// How long the destination is tried to be told that no question will follow.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 
 /// What an operator knows that no host can find out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +163,7 @@ fn recover_destination(session: &Session) -> anyhow::Result<Recovered> {
     let mut executor = incoming::executor::Executor::resume(session.clone())?;
     let state = executor.take_over();
     let recovered = match state {
-        incoming::State::Running if executor.is_confirmed => Recovered::Runs,
+        incoming::State::Running if executor.is_confirmed() => Recovered::Runs,
         incoming::State::Running => Recovered::RunsUnconfirmed,
         incoming::State::Gone | incoming::State::Ended => Recovered::Ended,
         _ => return Err(anyhow!("{}", executor.trouble())),
@@ -191,10 +194,17 @@ fn recover_from_disk(
     let runtime = transfer::runtime()?;
     let asked = question::ask(session, &origin, runtime.handle(), is_interrupted);
     let answer = asked.map(|(answer, peer)| {
-        peer.close((answer != Answer::NotKnown).then_some(Message::Confirmed));
+        peer.close(None);
         answer
     });
+    let began = Instant::now();
+    let is_enough = || is_interrupted() || began.elapsed() > CONFIRM_LIMIT;
+    let confirmed = match answer {
+        Ok(Answer::Running) => question::confirm(session, &origin, runtime.handle(), &is_enough),
+        _ => Ok(()),
+    };
     runtime.shutdown_background();
+    confirmed?;
     match answer {
         Ok(Answer::Running) => {
             session.remove()?;

@@ -67,6 +67,8 @@ pub enum Mark {
     Intent(Intent),
     /// Either: what becomes of this host's copy.
     Decision(Decision),
+    /// Source: the decision is true.
+    Finished,
     /// Destination: the tree is complete and stopped, and the source knows.
     Restored,
     /// Destination: the tree runs.
@@ -76,13 +78,14 @@ pub enum Mark {
 }
 
 impl Mark {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Dumped,
         Self::Release,
         Self::Intent(Intent::Commit),
         Self::Intent(Intent::RollBack),
         Self::Decision(Decision::Run),
         Self::Decision(Decision::End),
+        Self::Finished,
         Self::Restored,
         Self::Running,
         Self::Confirmed,
@@ -95,6 +98,7 @@ impl Mark {
             Self::Release => "release",
             Self::Intent(_) => "intent",
             Self::Decision(_) => "decision",
+            Self::Finished => "finished",
             Self::Restored => "restored",
             Self::Running => "running",
             Self::Confirmed => "confirmed",

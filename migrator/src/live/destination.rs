@@ -247,13 +247,17 @@ impl<'a> Incoming<'a> {
             }
             // A source that has rolled back will not ask.
             Ok(Some(Message::Confirmed)) => {
-                self.executor.is_confirmed = true;
+                self.executor.set_confirmed();
                 bail!("the source has given the migration up");
             }
             Ok(message) => Ok(message),
             Err(error) => {
-                self.executor.is_confirmed |= matches!(error, PeerError::Says(_));
-                Err(peer.explain(error))
+                let gives_up = matches!(error, PeerError::Says(_));
+                let explained = peer.explain(error);
+                if gives_up {
+                    self.executor.set_confirmed();
+                }
+                Err(explained)
             }
         }
     }

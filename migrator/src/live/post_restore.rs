@@ -76,7 +76,7 @@ impl Incoming<'_> {
             peer.close(Some(Message::Report(json.into())));
         }
         match confirmed {
-            Ok(()) => executor.is_confirmed = true,
+            Ok(()) => executor.set_confirmed(),
             Err(error) => say!("the tree runs here, and the source {error}"),
         }
         executor.tidy()?;

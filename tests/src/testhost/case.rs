@@ -335,8 +335,8 @@ impl Prepared {
             // What the destination may have done is lost with it: an operator says so.
             if !cut_for_good && self.destination_is_lost(pair) && began.elapsed() > POWER_CUT * 6 {
                 cut_for_good = true;
-                let recover = "for s in /run/migrator/*/; do echo destination | \
-                               migrator recover --destination-is-dead $(basename $s); done";
+                let recover = "for s in /run/migrator/*/; do migrator recover \
+                               --destination-is-dead destination $(basename $s); done";
                 spawn_recover(&pair.source, recover)?;
             }
             if began.elapsed() > DIVERSION {

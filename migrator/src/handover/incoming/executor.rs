@@ -42,8 +42,7 @@ pub struct Executor {
     state: State,
     /// The connection to the source, if it still stands.
     pub peer: Option<Peer>,
-    /// The source has said that no question will follow.
-    pub is_confirmed: bool,
+    is_confirmed: bool,
     attempts: u32,
     trouble: String,
 }
@@ -88,6 +87,18 @@ impl Executor {
         let (state, actions) = self.state.take_over();
         self.state = state;
         self.carry_out_all(actions)
+    }
+
+    /// Remembers that the source has said that no question will follow.
+    pub fn set_confirmed(&mut self) {
+        self.is_confirmed = true;
+        // For a process that takes over; without it a note stays for a while.
+        _ = self.session.mark(Mark::Confirmed);
+    }
+
+    /// Returns whether the source has said that no question will follow.
+    pub fn is_confirmed(&self) -> bool {
+        self.is_confirmed
     }
 
     /// Returns the state.

@@ -17,7 +17,7 @@ use super::{Action, Answer, Event, Intent, Notes, State, next};
 use crate::cgroup::Group;
 use crate::container;
 use crate::criu::{self, AtWork, Work};
-use crate::handover::journal::{AT_WORK, JOURNAL, Journal, Origin, Side};
+use crate::handover::journal::{AT_WORK, JOURNAL, Journal, Origin, ROOT, Side};
 use crate::handover::{Decision, Identity, Mark, Session, question};
 use crate::process::{self, Process};
 use crate::protocol::Message;
@@ -57,9 +57,6 @@ const REAP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the destination is tried to be told that no question will follow.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two attempts.
-const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
-
 /// What a handover has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -79,6 +76,8 @@ pub struct Executor<'a> {
     session: Session,
     journal: Journal,
     state: State,
+    /// It belongs to `move`, to which the destination reports.
+    leads: bool,
     /// The connection to the destination, if it still stands.
     pub peer: Option<Peer>,
     runtime: Handle,
@@ -106,6 +105,7 @@ impl<'a> Executor<'a> {
             session,
             journal,
             state: State::Frozen,
+            leads: true,
             peer: Some(peer),
             runtime,
             is_interrupted,
@@ -140,6 +140,7 @@ impl<'a> Executor<'a> {
             session,
             journal,
             state,
+            leads: false,
             peer: None,
             runtime,
             is_interrupted,
@@ -305,7 +306,9 @@ impl<'a> Executor<'a> {
     /// traced afterwards was never let go of: CRIU traces a process once.
     fn stop_tree(&mut self) -> Event {
         let processes = self.processes();
-        process::signal(&processes, Signal::STOP);
+        if let Err(error) = process::signal(&processes, Signal::STOP) {
+            return self.failed(anyhow::anyhow!("failed to stop the tree: {error}"));
+        }
         let releases = self.session.has(Mark::Release);
         let is_kept = |process: &Process| match process.is_alive() {
             true => process.is_traced(),
@@ -463,7 +466,12 @@ impl<'a> Executor<'a> {
                 return Ok(Event::NotDone);
             }
         };
-        let made = make_true(self);
+        // What another process has done must not be done again: a tree that was
+        // restored here would be restored twice.
+        let made = match self.session.has(Mark::Finished) {
+            true => Ok(()),
+            false => make_true(self).and_then(|()| self.session.mark(Mark::Finished).map(drop)),
+        };
         drop(lock);
         match made {
             Ok(()) => {
@@ -489,7 +497,8 @@ impl<'a> Executor<'a> {
                 false => at_work.abort_dump(),
                 true if is_killing => _ = at_work.wait(CRIU_LIMIT),
                 true => {
-                    at_work.process.signal(Signal::CONT);
+                    // One that is not stopped needs none.
+                    _ = at_work.process.signal(Signal::CONT);
                     _ = at_work.wait(CRIU_LIMIT);
                 }
             }
@@ -524,17 +533,27 @@ impl<'a> Executor<'a> {
             .origin()
             .map(|origin| origin.stopped.clone())
             .unwrap_or_default();
-        for process in process::children_first(&processes) {
-            if !stopped.contains(&process) {
-                process.signal(Signal::CONT);
-            }
-        }
-        Ok(())
+        let mut runs = process::children_first(&processes);
+        runs.retain(|process| !stopped.contains(process));
+        process::resume_all(&runs)
     }
 
     /// Makes a tree that has ended with its dump run again, from its images.
     fn restore_here(&mut self) -> anyhow::Result<()> {
+        let stopped = self
+            .origin()
+            .map(|origin| origin.stopped.iter().map(|it| it.pid).collect::<Vec<_>>())
+            .unwrap_or_default();
+        // A plain tree has its own ids again.
+        let stays = |process: &Process| stopped.contains(&process.pid);
+        if let Some(root) = self.session.read::<Process>(ROOT)?
+            && root.is_alive()
+        {
+            // A process that has died has restored it.
+            return process::resume(root, stays);
+        }
         let processes = self.processes();
+        self.kill_half_made(&processes)?;
         // Their parents have to reap them before their ids are free.
         let began = Instant::now();
         while processes.iter().any(|it| it.is_there()) && began.elapsed() < REAP_LIMIT {
@@ -554,7 +573,11 @@ impl<'a> Executor<'a> {
         // Known to a process that takes over in the middle.
         let noted = self.session.note(AT_WORK, job.at_work());
         let restored = noted.and_then(|()| match job.wait(RESTORE_LIMIT)? {
-            Some(status) if status.success() => job.restored_root(),
+            Some(status) if status.success() => {
+                let root = job.restored_root()?;
+                self.session.note(ROOT, &root)?;
+                Ok(root)
+            }
             Some(status) => bail!(
                 "{}: {}",
                 crate::child::describe(status),
@@ -565,10 +588,8 @@ impl<'a> Executor<'a> {
         let root = match restored {
             Ok(root) => root,
             Err(error) => {
-                let criu = job.at_work().process;
                 job.kill();
-                let ids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-                process::kill(&process::half_made(&ids, criu), KILLED_LIMIT);
+                self.kill_half_made(&processes)?;
                 return Err(error).with_context(|| {
                     format!(
                         "failed to restore {} from {}, where its images stay",
@@ -578,24 +599,32 @@ impl<'a> Executor<'a> {
                 });
             }
         };
-        let stopped = self
-            .origin()
-            .map(|origin| origin.stopped.iter().map(|it| it.pid).collect::<Vec<_>>())
-            .unwrap_or_default();
-        process::resume(root, |process| {
-            // A plain tree has its own ids again.
-            stopped.contains(&process.pid)
-        })?;
+        process::resume(root, stays)?;
         if let Some(group) = group {
             group.dissolve();
         }
         Ok(())
     }
 
+    /// Kills what a restore on this host has left that did not come to its end.
+    fn kill_half_made(&self, processes: &[Process]) -> anyhow::Result<()> {
+        let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? else {
+            return Ok(());
+        };
+        at_work.kill();
+        let ids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+        let stuck = process::kill(&process::half_made(&ids, at_work.process), KILLED_LIMIT);
+        match stuck.first() {
+            Some(process) => bail!("process {} does not end", process.pid),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the tree here.
     fn end_tree(&mut self) -> anyhow::Result<()> {
         if let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? {
-            at_work.process.signal(Signal::CONT);
+            // One that is not stopped needs none.
+            _ = at_work.process.signal(Signal::CONT);
             // CRIU kills the tree, and a runtime tidies up after it.
             if !at_work.wait(CRIU_LIMIT) {
                 at_work.kill();
@@ -613,8 +642,9 @@ impl<'a> Executor<'a> {
         if !matches!(self.session.intent(), Ok(Some(Intent::Commit))) {
             return;
         }
-        if let Some(peer) = &mut self.peer {
-            // A connection that is lost is made again, once.
+        let reports = self.leads && self.state == State::Ended(Decision::End);
+        if let Some(peer) = self.peer.as_mut().filter(|_| reports) {
+            // The report that follows is its receipt.
             match peer.send(Message::Confirmed) {
                 Ok(()) => return,
                 Err(_) => self.peer = None,
@@ -635,18 +665,9 @@ impl<'a> Executor<'a> {
             is_cancelled.set(is_cancelled.get() || (self.is_interrupted)());
             is_cancelled.get() || began.elapsed() > CONFIRM_LIMIT
         };
-        loop {
-            match question::confirm(&self.session, origin, &is_enough) {
-                Ok(()) => return,
-                // A network that is down for a moment is no reason to leave
-                // anything behind there.
-                Err(_) if !is_enough() => thread::sleep(CONFIRM_INTERVAL),
-                Err(error) => {
-                    let name = self.session.name();
-                    say!("session {name}: the destination keeps a note of it: {error:#}");
-                    return;
-                }
-            }
+        if let Err(error) = question::confirm(&self.session, origin, &self.runtime, &is_enough) {
+            let name = self.session.name();
+            say!("session {name}: the destination keeps a note of it: {error:#}");
         }
     }
 
