@@ -289,7 +289,7 @@ fn h5_the_destination_can_not_be_declared_dead_on_itself() -> Result<()> {
         "sh",
         "-c",
         "for s in /run/migrator/*/; do echo destination | timeout 5 migrator recover \
-         --destination-is-dead $(basename $s); done",
+         --destination-is-dead destination $(basename $s); done",
     ]);
     let recover = Action::CallCut(Box::new(move || drop(enter.output())));
     let case = Case::plain(Locks::None).network(Back, Kind::RESTORED, recover);
