@@ -28,7 +28,7 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 
 /// How often the source says that it is still there, when it has nothing else
 /// to say.
-pub const PING_EVERY: Duration = Duration::from_secs(10);
+pub const PING_EVERY: Duration = Duration::from_secs(3);
 
 /// The same while a process tree is under way, which is not to be frozen for
 /// long because the other side is dead.

@@ -116,31 +116,45 @@ fn descendants(proc_root: &Path, pid: i32) -> Result<BTreeSet<i32>, TargetError>
     let mut found = BTreeSet::from([root]);
     let mut ahead = vec![root];
     while let Some(parent) = ahead.pop() {
+        let task = proc_root.join(format!("{parent}/task"));
+        let listed = listed_children(&task).map_err(|source| unreadable(&task, source))?;
         let children = parents
             .iter()
             .filter(|(_, its_parent)| *its_parent == parent)
             .map(|(pid, _)| *pid)
-            .chain(listed_children(proc_root, parent));
+            .chain(listed);
         ahead.extend(children.filter(|child| found.insert(*child)));
     }
     Ok(found)
 }
 
-/// The children that the threads of a process have forked, where the kernel
-/// lists them.
-fn listed_children(proc_root: &Path, pid: i32) -> Vec<i32> {
-    let Ok(threads) = fs::read_dir(proc_root.join(pid.to_string()).join("task")) else {
-        return Vec::new();
+/// Returns the children that the threads of a process have forked, where the
+/// kernel lists them. `task` is its `/proc/PID/task`. Half a list would leave
+/// processes behind, so that only what has ended is no error.
+fn listed_children(task: &Path) -> io::Result<Vec<i32>> {
+    let has_ended = |error: &io::Error| {
+        error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
     };
-    let lists = threads
-        .flatten()
-        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| -> Vec<i32> {
-            let ids = list.split_whitespace();
-            ids.filter_map(|pid| pid.parse().ok()).collect()
-        })
-        .collect()
+    let threads = match fs::read_dir(task) {
+        Err(error) if has_ended(&error) => return Ok(Vec::new()),
+        threads => threads?,
+    };
+    let mut children = Vec::new();
+    for thread in threads {
+        let thread = match thread {
+            Err(error) if has_ended(&error) => continue,
+            thread => thread?,
+        };
+        let list = match fs::read_to_string(thread.path().join("children")) {
+            Err(error) if has_ended(&error) => continue,
+            list => list?,
+        };
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
+    }
+    Ok(children)
 }
 
 /// Whether a thread of the process has not ended: while others run, the first

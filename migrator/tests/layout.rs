@@ -40,11 +40,17 @@ fn lines_with(module: &str, words: &[&str]) -> Vec<String> {
 #[test]
 fn live_handover_container_and_criu_import_in_one_direction() {
     for (module, above) in [
-        ("criu", &["crate::container", "crate::handover", "crate::live"][..]),
+        (
+            "criu",
+            &["crate::container", "crate::handover", "crate::live"][..],
+        ),
         ("container", &["crate::handover", "crate::live"]),
         ("handover", &["crate::live"]),
         ("prefetch", &["crate::protocol", "crate::transfer"]),
-        ("process", &["crate::handover", "crate::live", "crate::criu"]),
+        (
+            "process",
+            &["crate::handover", "crate::live", "crate::criu"],
+        ),
     ] {
         assert!(!sources(module).is_empty());
         let found = lines_with(module, above);

@@ -72,12 +72,19 @@ impl Incoming<'_> {
             }
         }
         let json = serde_json::to_vec(&arrival).context("failed to encode the report")?;
+        // The report is the receipt: without it, the source confirms once more.
+        let report = match confirmed {
+            Ok(()) => {
+                executor.set_confirmed();
+                Some(Message::Report(json.into()))
+            }
+            Err(error) => {
+                say!("the tree runs here, and the source {error}");
+                None
+            }
+        };
         if let Some(peer) = executor.peer.take() {
-            peer.close(Some(Message::Report(json.into())));
-        }
-        match confirmed {
-            Ok(()) => executor.set_confirmed(),
-            Err(error) => say!("the tree runs here, and the source {error}"),
+            peer.close(report);
         }
         executor.tidy()?;
         drop(leader);

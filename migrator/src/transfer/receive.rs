@@ -20,6 +20,7 @@ use crate::format::{FormatError, Reader, Record};
 use crate::kernel;
 use crate::pagelist::HotFile;
 use crate::prefetch::{Options, Report, Session};
+use crate::protocol::LIVE_SILENCE;
 use crate::protocol::message::MAX_REPORT;
 use crate::protocol::wire::{Incoming, greet};
 use crate::protocol::{HELLO_TIME, Hello, Message, PROGRESS_EVERY, PeerError, Role, SILENCE};
@@ -93,11 +94,15 @@ pub async fn receive(
         let (done, planned) = progress.bytes();
         Message::Progress { done, planned }
     }));
+    // A source that has connected sends something every few seconds; what it
+    // wants is not known yet.
+    incoming.expect_within(LIVE_SILENCE);
     let first = tokio::select! {
         first = first(&mut incoming) => first.map_err(of_source),
         _ = &mut speaking => Err(of_source(PeerError::Closed)),
         ended = &mut interrupted => Err(interruption(ended, "destination")),
     };
+    incoming.expect_within(SILENCE);
     let first = match first {
         Ok(Message::List(piece)) => piece,
         Ok(guest) => {
