@@ -127,6 +127,8 @@ pub fn clean(hosts: &mut Hosts) -> Result<()> {
     for host in [&hosts.source, &hosts.destination] {
         host.run(
             "pkill -KILL -x migrator; pkill -KILL -x criu; pkill -KILL -x steps
+             for c in $(runc list -q); do runc delete -f $c; done
+             podman rm -f -t 0 moved >/dev/null 2>&1
              rm -f /usr/local/bin/criu; umount /var/lib/migrator 2>/dev/null
              rm -rf /run/migrator /var/lib/migrator; iptables -w -F; true",
         )?;
@@ -298,8 +300,11 @@ pub fn nothing_left(hosts: &Hosts) -> Result<()> {
         let left = [&hosts.source, &hosts.destination]
             .map(|host| -> Result<String> {
                 let left = host.run(
+                    // A tombstone stays for a question of the source.
                     "pgrep -ax 'migrator|criu|migrator-criu-h'
-                     ls -d /run/migrator/*/ /var/lib/migrator/*/ 2>/dev/null; true",
+                     ls -d /run/migrator/*/ 2>/dev/null
+                     find /var/lib/migrator -mindepth 2 ! -name record ! -name tombstone \
+                     ! -name .tombstone 2>/dev/null; true",
                 )?;
                 Ok(match left.trim() {
                     "" => String::new(),

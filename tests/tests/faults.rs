@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use migrator_tests::containers;
 use migrator_tests::fault::Fault::{
     self, AllKilledAtSource, CriuFails, CriuKilled, DiskFull, MoverKilled, NetworkCut, PowerCut,
     ReceiverKilled, StorageStalls,
@@ -16,7 +17,7 @@ use migrator_tests::fault::Fault::{
 use migrator_tests::fault::{Move, Tree, clean, nothing_left, scene};
 use migrator_tests::random::Random;
 use xtask::vm::Client::{Destination, Source};
-use xtask::vm::{Client, Hosts, Options};
+use xtask::vm::{Client, Hosts, Options, SHARED};
 
 /// How many migrations where nothing else is said.
 const RUNS: usize = 8;
@@ -27,6 +28,58 @@ struct Case {
     fault: Fault,
     at: &'static str,
     within: u64,
+}
+
+/// What moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// A process tree.
+    Plain,
+    /// A container of runc.
+    Runc,
+    /// A container of podman.
+    Podman,
+}
+
+impl Subject {
+    /// Every second one is a container.
+    fn draw(random: &mut Random) -> Self {
+        match random.below(4) {
+            0 => Self::Runc,
+            1 => Self::Podman,
+            _ => Self::Plain,
+        }
+    }
+
+    /// Starts it. Returns it, and the words that name it to `migrator move`.
+    fn start(self, hosts: &Hosts) -> Result<(Tree, String)> {
+        let container = "--container moved";
+        match self {
+            Self::Plain => {
+                let tree = Tree::start_plain(hosts, "fault")?;
+                let words = format!("--pid {}", tree.pid(hosts)?);
+                Ok((tree, words))
+            }
+            Self::Runc => {
+                let directory = format!("{SHARED}/steps-fault");
+                let start = containers::runc_run(hosts, "moved", &directory)?;
+                let tree = Tree::start(hosts, "fault", |_| start.clone())?;
+                Ok((tree, format!("{container} --runtime runc")))
+            }
+            Self::Podman => {
+                let exists = "podman image exists localhost/steps";
+                if [&hosts.source, &hosts.destination].map(|host| host.run(exists).is_err())
+                    != [false, false]
+                {
+                    containers::podman_image(hosts)?;
+                }
+                let tree = Tree::start(hosts, "fault", |directory| {
+                    containers::podman_run("moved", directory)
+                })?;
+                Ok((tree, container.to_owned()))
+            }
+        }
+    }
 }
 
 /// What a move says on its way, in this order.
@@ -92,8 +145,12 @@ fn a_tree_makes_each_step_once_whatever_goes_wrong() -> Result<()> {
     let mut failed = Vec::new();
     for (number, case) in (1..).zip(&order[..runs]) {
         let delay = Duration::from_millis(random.below(case.within));
-        let name = format!("run {number}: {:?} {delay:?} after {}", case.fault, case.at);
-        let result = run(&mut hosts, *case, delay);
+        let subject = Subject::draw(&mut random);
+        let name = format!(
+            "run {number}: {subject:?}, {:?} {delay:?} after {}",
+            case.fault, case.at
+        );
+        let result = run(&mut hosts, subject, *case, delay);
         match &result {
             Ok(client) => println!("passed  {name}: the tree is on the {client}"),
             Err(error) => println!("FAILED  {name}: {error:#}"),
@@ -114,13 +171,13 @@ fn a_tree_makes_each_step_once_whatever_goes_wrong() -> Result<()> {
 }
 
 /// One migration. Gives where the tree is afterwards.
-fn run(hosts: &mut Hosts, case: Case, delay: Duration) -> Result<&'static str> {
+fn run(hosts: &mut Hosts, subject: Subject, case: Case, delay: Duration) -> Result<&'static str> {
     clean(hosts)?;
-    let tree = Tree::start_plain(hosts, "fault")?;
+    let (tree, what) = subject.start(hosts)?;
     if case.fault.is_lasting() {
         case.fault.strike(hosts)?;
     }
-    let what = format!("--pid {} --observe 1s --max-warmup 5s", tree.pid(hosts)?);
+    let what = format!("{what} --observe 1s --max-warmup 5s");
     let mut moving = Move::start(hosts, &what)?;
     if !case.fault.is_lasting() {
         moving.wait_for(case.at)?;

@@ -69,7 +69,15 @@ impl AtWork {
         };
         // CRIU last: what it holds must not run when CRIU has ended.
         let youngest_first: Vec<Process> = started.into_iter().rev().collect();
-        process::kill(&youngest_first, left()).is_empty()
+        let mut stuck = process::kill(&youngest_first, left());
+        // What it has left without a parent is a child of this process.
+        let orphans = process::tree(std::process::id() as i32).unwrap_or_default();
+        let ids: Vec<i32> = orphans.iter().map(|process| process.pid).collect();
+        stuck.extend(process::kill(
+            &process::half_made(&ids, self.process),
+            left(),
+        ));
+        stuck.is_empty()
     }
 
     /// Returns the cgroup of all that was started.
@@ -127,6 +135,12 @@ impl Job {
         // Before it can have started anything: CRIU waits for its request, and
         // a runtime has its libraries to load.
         let group = group.filter(|group| group.add(process.pid).is_ok());
+        if group.is_none() {
+            // Without a cgroup, what CRIU leaves when it is killed comes to this
+            // process (prctl(2), `PR_SET_CHILD_SUBREAPER`). A kernel that has
+            // pid namespaces has this.
+            _ = nix::sys::prctl::set_child_subreaper(true);
+        }
         Ok(Self {
             child,
             at_work: AtWork {

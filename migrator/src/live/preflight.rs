@@ -3,15 +3,21 @@
 //! It runs before anything is done for the tree, so that what is known to make a
 //! restore fail is reported while the tree still runs on the source.
 
+use std::time::Duration;
+
 use anyhow::{anyhow, bail};
 use nix::sys::utsname::uname;
 
 use super::files;
 use super::order::{Accepted, ORDER_SCHEMA, Order};
 use super::tree;
+use crate::child;
 use crate::container::{self, IsCancelled, Subject};
 use crate::criu::Criu;
 use crate::handover::Identity;
+
+/// How long the file systems of the tree's files may take to answer.
+const FILES_LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the order, if it is one of this version.
 pub(super) fn read(order: &[u8]) -> anyhow::Result<Order> {
@@ -47,7 +53,18 @@ pub(super) fn check(
     {
         bail!("process id {pid} is taken on this host, by {name}: CRIU can't restore it");
     }
-    files::same_files(&order.files).map_err(anyhow::Error::msg)?;
+    let files = order.files.clone();
+    // A dead NFS server answers no open(2).
+    child::attend(
+        "open files",
+        FILES_LIMIT,
+        move || files::same_files(&files),
+        |_| match is_cancelled() {
+            true => bail!("interrupted at the destination"),
+            false => Ok(()),
+        },
+    )?
+    .map_err(anyhow::Error::msg)?;
     if let Some(images) = &order.images
         && !images.is_dir()
     {

@@ -14,13 +14,14 @@ use nix::sys::utsname::uname;
 
 use super::commit::Done;
 use super::files;
-use super::order::{Accepted, ORDER_SCHEMA, Order};
+use super::order::{Accepted, ORDER_SCHEMA, OpenedFile, Order};
 use super::outside;
 use super::report::{Clock, Moved, SCHEMA};
 use super::space;
 use super::tree;
 use super::warmup::Lists;
 use crate::cgroup;
+use crate::child;
 use crate::container::{self, Subject};
 use crate::criu::{Criu, Passed};
 use crate::destination::Destination;
@@ -42,6 +43,9 @@ use crate::transfer::{self, Peer};
 /// How long the preflight check of the destination may take: its CRIU examines
 /// its kernel.
 const PREFLIGHT_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long the file systems of open files may take to answer.
+const FILES_LIMIT: Duration = Duration::from_secs(60);
 
 /// Poll interval for signals while only the destination has something to say.
 pub(super) const SIGNAL_POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -100,11 +104,33 @@ pub fn run(
     let is_interrupted = || signals.wait(None, Duration::ZERO).unwrap_or(false);
     signals::ignore_file_limit()?;
     let processes = process::tree(options.root)?;
-    if let Subject::Process { .. } = options.subject {
-        // Runtimes bring terminals and pipes of a container along.
-        outside::check_outside(&processes)?;
-    }
-    outside::check(&processes, options.passed.tcp_established)?;
+    let files = {
+        let (processes, passed) = (processes.clone(), options.passed);
+        let is_plain = matches!(options.subject, Subject::Process { .. });
+        let examine = move || -> anyhow::Result<_> {
+            if is_plain {
+                // Runtimes bring terminals and pipes of a container along.
+                outside::check_outside(&processes)?;
+            }
+            outside::check(&processes, passed.tcp_established)?;
+            Ok(match is_plain {
+                true => files::files(&processes),
+                // Their paths are those of another mount namespace; the runtime
+                // and CRIU look at them.
+                false => Vec::new(),
+            })
+        };
+        // A dead NFS server answers no stat(2).
+        child::attend(
+            "open files",
+            FILES_LIMIT,
+            examine,
+            |_| match is_interrupted() {
+                true => bail!("interrupted at the source"),
+                false => Ok(()),
+            },
+        )??
+    };
     let memory_bytes = tree::memory_bytes(&processes);
     check_here(options, memory_bytes, &is_interrupted)?;
     let clock = Clock::start();
@@ -130,7 +156,7 @@ pub fn run(
     }
 
     let session = Session::named(&fresh_name()?)?;
-    let order = order(options, &session, &processes, memory_bytes)?;
+    let order = order(options, &session, &processes, files, memory_bytes)?;
     let journal = Journal {
         subject: options.subject.clone(),
         images: options.images.clone(),
@@ -239,6 +265,7 @@ fn order(
     options: &Options,
     session: &Session,
     processes: &[Process],
+    files: Vec<OpenedFile>,
     memory_bytes: u64,
 ) -> anyhow::Result<Order> {
     let here = uname().context("failed to learn what this host is")?;
@@ -248,12 +275,7 @@ fn order(
         subject: options.subject.clone(),
         machine: here.machine().to_string_lossy().into_owned(),
         pids: processes.iter().map(|process| process.pid).collect(),
-        files: match &options.subject {
-            Subject::Process { .. } => files::files(processes),
-            // Their paths are those of another mount namespace; the runtime
-            // and CRIU look at them.
-            _ => Vec::new(),
-        },
+        files,
         cgroup: match &options.subject {
             Subject::Process { .. } => None,
             _ => cgroup::path_of(options.root),

@@ -398,7 +398,9 @@ impl Prepared {
         if kept.unconfirmed || kept.images {
             // The next move begins without it.
             for host in [&pair.source, &pair.destination] {
-                host.run("rm -rf /run/migrator/*/ /var/lib/migrator/*/")?;
+                if host.handle().is_up() {
+                    host.run("rm -rf /run/migrator/*/ /var/lib/migrator/*/")?;
+                }
             }
         }
         Ok(side)

@@ -48,7 +48,7 @@ const CRIU_LIMIT: Duration = Duration::from_secs(10);
 /// How long killed processes may take to end, the larger the longer.
 const KILLED_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a restore on this host may take.
+/// How long a runtime may take to end a checkpoint, or to restore it here.
 const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long processes that have ended may stay in the process table.
@@ -495,7 +495,9 @@ impl<'a> Executor<'a> {
             let is_killing = is_dumped && self.session.has(Mark::Release);
             match is_dumped {
                 false => at_work.abort_dump(),
-                true if is_killing => _ = at_work.wait(CRIU_LIMIT),
+                // podman writes its archive; killed in between, it would not
+                // know of the checkpoint.
+                true if is_killing => _ = at_work.wait(RESTORE_LIMIT),
                 true => {
                     // One that is not stopped needs none.
                     _ = at_work.process.signal(Signal::CONT);
