@@ -5,7 +5,9 @@
 //! checks it together with [`incoming`](super::incoming), and
 //! `docs/handover.md` draws it.
 
+mod ask;
 pub mod executor;
+mod finish;
 
 use super::Decision;
 

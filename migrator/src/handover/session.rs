@@ -7,11 +7,13 @@
 //! its name once (renameat2(2), `RENAME_NOREPLACE`): the first process that
 //! moves one decides for all, and a full disk is no obstacle.
 
+mod mark;
+mod record;
+
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -19,11 +21,12 @@ use nix::mount::{MntFlags, umount2};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::Decision;
-use super::identity::Identity;
-use super::incoming::Record;
 use super::outgoing::Intent;
+use super::{Decision, Identity};
 use crate::file::mountinfo::MountTable;
+
+pub use mark::Mark;
+pub use record::sweep;
 
 /// Where the notes of sessions are. A boot empties it.
 pub const SESSIONS: &str = "/run/migrator";
@@ -38,88 +41,8 @@ const LEADER: &str = "leader";
 /// The lock of the process that makes a decision true.
 const FINISHER: &str = "finisher";
 
-/// The file of the [`Record`].
-const RECORD: &str = "record";
-
-/// The file of [`Record::Tombstone`], prepared and final. It is one of its own, for
-/// a process that was slow must not write "allowed" over it.
-const TOMBSTONE: &str = "tombstone";
-const PREPARED_TOMBSTONE: &str = ".tombstone";
-
-/// What stays when images and logs are removed.
-const KEPT: [&str; 3] = [RECORD, TOMBSTONE, PREPARED_TOMBSTONE];
-
 /// The copy of a source's journal that outlives a boot.
 const KEPT_JOURNAL: &str = "journal";
-
-/// How long a record is kept whose source never confirms.
-const RECORD_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// A fact that is noted once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    /// Source: the dump is complete. The action script of a container makes it.
-    Dumped,
-    /// Source: the tree ends with its dump and is restored here if the
-    /// migration fails.
-    Release,
-    /// Source: what it has set out to do.
-    Intent(Intent),
-    /// Either: what becomes of this host's copy.
-    Decision(Decision),
-    /// Source: the decision is true.
-    Finished,
-    /// Destination: the tree is complete and stopped, and the source knows.
-    Restored,
-    /// Destination: the tree runs.
-    Running,
-    /// Destination: the source will not ask.
-    Confirmed,
-}
-
-impl Mark {
-    const ALL: [Self; 10] = [
-        Self::Dumped,
-        Self::Release,
-        Self::Intent(Intent::Commit),
-        Self::Intent(Intent::RollBack),
-        Self::Decision(Decision::Run),
-        Self::Decision(Decision::End),
-        Self::Finished,
-        Self::Restored,
-        Self::Running,
-        Self::Confirmed,
-    ];
-
-    /// Returns the file's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Dumped => "dumped",
-            Self::Release => "release",
-            Self::Intent(_) => "intent",
-            Self::Decision(_) => "decision",
-            Self::Finished => "finished",
-            Self::Restored => "restored",
-            Self::Running => "running",
-            Self::Confirmed => "confirmed",
-        }
-    }
-
-    /// Returns the file's content.
-    fn text(self) -> &'static str {
-        match self {
-            Self::Intent(Intent::Commit) => "commit",
-            Self::Intent(Intent::RollBack) => "roll back",
-            Self::Decision(Decision::Run) => "run",
-            Self::Decision(Decision::End) => "end",
-            _ => "",
-        }
-    }
-
-    fn prepared(self) -> String {
-        format!(".{}{}", self.name(), self.text().replace(' ', "-"))
-    }
-}
 
 /// A handover's notes on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -354,79 +277,6 @@ impl Session {
         self.decision()?.context("the noted decision is gone")
     }
 
-    /// Makes the record that the tree was not allowed to run here, on the disk
-    /// when this returns. What follows it needs no room.
-    fn make_record(&self, identity: &Identity) -> anyhow::Result<()> {
-        let path = self.storage.join(RECORD);
-        let write = || -> io::Result<()> {
-            let mut options = File::options();
-            let options = options.write(true).create_new(true).mode(0o600);
-            let mut file = options.open(&path)?;
-            writeln!(file, "n {}", identity.boot)?;
-            file.sync_all()?;
-            options.open(self.storage.join(PREPARED_TOMBSTONE))?;
-            let parent = self.storage.parent().unwrap_or(&self.storage);
-            [&self.storage, parent]
-                .into_iter()
-                .try_for_each(|directory| File::open(directory)?.sync_all())
-        };
-        write().with_context(|| format!("failed to write {}", path.display()))
-    }
-
-    /// Records that the tree may run here, on the disk when this returns.
-    ///
-    /// # Errors
-    /// The file system says why not; either record may be there.
-    pub fn record_allowed(&self) -> anyhow::Result<()> {
-        let path = self.storage.join(RECORD);
-        let write = || -> io::Result<()> {
-            let file = File::options().write(true).open(&path)?;
-            file.write_all_at(b"y", 0)?;
-            file.sync_data()
-        };
-        write().with_context(|| format!("failed to write {}", path.display()))
-    }
-
-    /// Records that the tree never ran here and never will, on the disk when
-    /// this returns. It holds against every other record.
-    ///
-    /// # Errors
-    /// The file system says why not.
-    pub fn record_tombstone(&self) -> anyhow::Result<()> {
-        let (prepared, path) = (
-            self.storage.join(PREPARED_TOMBSTONE),
-            self.storage.join(TOMBSTONE),
-        );
-        let write = || -> io::Result<()> {
-            match fs::rename(&prepared, &path) {
-                Err(error) if error.kind() == ErrorKind::NotFound && path.exists() => {}
-                renamed => renamed?,
-            }
-            File::open(&self.storage)?.sync_all()
-        };
-        write().with_context(|| format!("failed to create {}", path.display()))
-    }
-
-    /// Returns the record; `None` where this host has none.
-    ///
-    /// # Errors
-    /// It can't be read, or is none.
-    pub fn record(&self) -> anyhow::Result<Option<Record>> {
-        if self.storage.join(TOMBSTONE).exists() {
-            return Ok(Some(Record::Tombstone));
-        }
-        let path = self.storage.join(RECORD);
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| format!("failed to read {}", path.display()))?,
-        };
-        match text.first() {
-            Some(b'n') => Ok(Some(Record::NotAllowed)),
-            Some(b'y') => Ok(Some(Record::Allowed)),
-            _ => bail!("{} was not written by migrator", path.display()),
-        }
-    }
-
     /// Writes a note, in place of an older one, at once as a whole.
     ///
     /// # Errors
@@ -501,7 +351,7 @@ impl Session {
         };
         let remove = |entry: fs::DirEntry| match entry.file_type()?.is_dir() {
             true => remove_all(&entry.path()).map_err(io::Error::other),
-            false if KEPT.iter().any(|name| entry.file_name() == *name) => Ok(()),
+            false if record::KEPT.iter().any(|name| entry.file_name() == *name) => Ok(()),
             false => fs::remove_file(entry.path()),
         };
         entries
@@ -538,46 +388,6 @@ impl Session {
     pub fn remove(&self) -> anyhow::Result<()> {
         remove_all(&self.storage)?;
         self.remove_notes()
-    }
-
-    /// Returns whether a tombstone is all that is left of it.
-    pub fn is_tombstone(&self) -> bool {
-        !self.exists() && matches!(self.record(), Ok(Some(Record::Tombstone)))
-    }
-}
-
-/// Removes what is kept for a question of a source that has not asked or
-/// confirmed for 30 days: tombstones, and notes of trees that run here. A
-/// question that comes later is answered "not known", which is safe.
-pub fn sweep() {
-    for entry in fs::read_dir(SESSIONS).into_iter().flatten().flatten() {
-        // Notes that were being removed when a process was killed.
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            _ = remove_all(&entry.path());
-        }
-    }
-    let is_old = |session: &Session| {
-        let meta = fs::metadata(session.storage.join(RECORD));
-        let age = meta
-            .and_then(|meta| meta.modified())
-            .map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
-        age.is_ok_and(|age| age > RECORD_AGE)
-    };
-    for session in Session::all().unwrap_or_default() {
-        if !is_old(&session) {
-            continue;
-        }
-        let leader = match session.exists() {
-            true if !session.has(Mark::Running) => continue,
-            true => match session.lead() {
-                Ok(Some(leader)) => Some(leader),
-                _ => continue,
-            },
-            false => None,
-        };
-        // It is tried again at the next order.
-        _ = session.remove();
-        drop(leader);
     }
 }
 
@@ -634,13 +444,6 @@ mod tests {
         Session::below(&sessions, &storage, "0123456789abcdef").unwrap()
     }
 
-    fn here() -> Identity {
-        Identity {
-            host: "h".into(),
-            boot: "b".into(),
-        }
-    }
-
     #[test]
     fn names_are_no_paths() {
         assert!(Session::named(&fresh_name().unwrap()).is_ok());
@@ -685,32 +488,6 @@ mod tests {
         fs::write(session.directory().join("decision"), "ru").unwrap();
         assert!(session.decision().is_err());
         assert!(session.decide(Decision::Run).is_err());
-    }
-
-    #[test]
-    fn the_record_outlives_images_and_notes() {
-        let directory = tempfile::tempdir().unwrap();
-        let session = session(&directory);
-        let _leader = session.create(Some(&here())).unwrap();
-        fs::write(session.images().join("pages-1.img"), "x").unwrap();
-        let record = |session: &Session| session.record().unwrap().unwrap();
-        assert_eq!(record(&session), Record::NotAllowed);
-        session.record_allowed().unwrap();
-        assert_eq!(record(&session), Record::Allowed);
-        assert!(!session.is_tombstone());
-        session.record_tombstone().unwrap();
-        session.record_tombstone().unwrap();
-        session.record_allowed().unwrap();
-        assert_eq!(record(&session), Record::Tombstone, "it holds");
-        session.bury().unwrap();
-        assert!(session.is_tombstone() && !session.images().exists());
-        assert!(session.create(None).is_err(), "a name is used once");
-        session.remove().unwrap();
-        assert_eq!(session.record().unwrap(), None);
-        assert_eq!(
-            fs::read_dir(directory.path().join("run")).unwrap().count(),
-            0
-        );
     }
 
     #[test]

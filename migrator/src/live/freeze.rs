@@ -41,8 +41,6 @@ pub(super) const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A tree that stands still, or is about to.
 pub(super) struct Frozen {
-    /// Dropped last: a guard takes over then.
-    _leader: Lock,
     job: Job,
     pub(super) since: Instant,
     freeze: Freeze,
@@ -50,6 +48,8 @@ pub(super) struct Frozen {
     releases: bool,
     sending: Option<JoinHandle<anyhow::Result<u64>>>,
     pub(super) image_bytes: u64,
+    /// Dropped last: a guard takes over then.
+    _leader: Lock,
 }
 
 impl Outgoing<'_> {
@@ -77,13 +77,13 @@ impl Outgoing<'_> {
         let started = self.start_dump_of(freeze);
         match started {
             Ok(job) => Ok(Frozen {
-                _leader: leader,
                 job,
                 since: Instant::now(),
                 freeze,
                 releases: false,
                 sending: None,
                 image_bytes: 0,
+                _leader: leader,
             }),
             Err(error) => {
                 if let Some(group) = self.executor.journal().group() {
@@ -294,6 +294,11 @@ impl Outgoing<'_> {
         }
         let standing = self.executor.run(Event::Failed);
         say::set_urgent(false);
+        if standing == Standing::Stuck && !self.session.exists() {
+            // Only this process can commit: its guard, to which it seemed to
+            // hang, has rolled back.
+            return RolledBack(words).into();
+        }
         self.conclude(standing, words)
     }
 

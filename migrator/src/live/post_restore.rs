@@ -36,7 +36,7 @@ impl Incoming<'_> {
     /// The session can't be removed.
     pub(super) fn finish(self) -> anyhow::Result<Arrival> {
         if self.order.cgroup.is_some()
-            && let Some(root) = self.session.read::<Process>(ROOT)?
+            && let Ok(Some(root)) = self.session.read::<Process>(ROOT)
             && let Err(error) = cgroup::join(root.pid, READERS_BESIDE.into())
         {
             say!("not charged to the container: {error}");

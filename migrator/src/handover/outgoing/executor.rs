@@ -5,33 +5,19 @@
 //! lead around the machine, and after the commit a [`Standing`] is all that can
 //! come of it.
 
-use std::cell::Cell;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::process::Signal;
 use tokio::runtime::Handle;
 
-use super::{Action, Answer, Event, Intent, Notes, State, next};
+use super::{Action, Event, Notes, State, next};
 use crate::cgroup::Group;
-use crate::container;
-use crate::criu::{self, AtWork, Work};
-use crate::handover::journal::{AT_WORK, JOURNAL, Journal, Origin, ROOT, Side};
-use crate::handover::{Decision, Identity, Mark, Session, question};
-use crate::process::{self, Process};
-use crate::protocol::Message;
+use crate::handover::journal::{JOURNAL, Journal, Origin, Side};
+use crate::handover::{Decision, Identity, Mark, Session};
+use crate::process::Process;
 use crate::say;
 use crate::transfer::Peer;
-
-/// How long the destination may take to continue a restored tree.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// Poll interval while only the destination has something to say.
-const ANSWER_POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Between two questions to a destination that does not know or answer.
-const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often a note is tried again that can't be written.
 const NOTE_ATTEMPTS: u32 = 50;
@@ -39,23 +25,11 @@ const NOTE_ATTEMPTS: u32 = 50;
 /// Between two attempts to write a note.
 const NOTE_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Poll interval while another process makes the decision true.
+const OTHER_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
 /// How often a decision is tried again that can't be made true.
 const FINISH_ATTEMPTS: u32 = 3;
-
-/// How long CRIU may take to end a dump in the decided way.
-const CRIU_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long killed processes may take to end, the larger the longer.
-const KILLED_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a runtime may take to end a checkpoint, or to restore it here.
-const RESTORE_LIMIT: Duration = Duration::from_secs(600);
-
-/// How long processes that have ended may stay in the process table.
-const REAP_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long the destination is tried to be told that no question will follow.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a handover has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,22 +47,22 @@ pub enum Standing {
 
 /// A source's handover in the hands of a process.
 pub struct Executor<'a> {
-    session: Session,
-    journal: Journal,
-    state: State,
+    pub(super) session: Session,
+    pub(super) journal: Journal,
+    pub(super) state: State,
     /// It belongs to `move`, to which the destination reports.
-    leads: bool,
+    pub(super) leads: bool,
     /// The connection to the destination, if it still stands.
     pub peer: Option<Peer>,
-    runtime: Handle,
+    pub(super) runtime: Handle,
     /// Whether a signal came, true once for each.
-    is_interrupted: &'a dyn Fn() -> bool,
+    pub(super) is_interrupted: &'a dyn Fn() -> bool,
     /// An operator does not want to wait for an answer any more.
-    is_impatient: bool,
+    pub(super) is_impatient: bool,
     /// Called with each action before it is carried out.
     observe: Box<dyn FnMut(Action) + 'a>,
-    attempts: u32,
-    trouble: String,
+    pub(super) attempts: u32,
+    pub(super) trouble: String,
 }
 
 impl<'a> Executor<'a> {
@@ -266,7 +240,7 @@ impl<'a> Executor<'a> {
         Ok(event)
     }
 
-    fn failed(&mut self, error: anyhow::Error) -> Event {
+    pub(super) fn failed(&mut self, error: anyhow::Error) -> Event {
         self.trouble = format!("{error:#}");
         Event::Failed
     }
@@ -289,155 +263,17 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    fn origin(&self) -> Option<&Origin> {
+    pub(super) fn origin(&self) -> Option<&Origin> {
         match &self.journal.side {
             Side::Source(origin) => Some(origin),
             Side::Destination(_) => None,
         }
     }
 
-    fn processes(&self) -> Vec<Process> {
+    pub(super) fn processes(&self) -> Vec<Process> {
         self.origin()
             .map(|origin| origin.processes.clone())
             .unwrap_or_default()
-    }
-
-    /// Stops what CRIU holds, so that it stays stopped when CRIU dies. What is
-    /// traced afterwards was never let go of: CRIU traces a process once.
-    fn stop_tree(&mut self) -> Event {
-        let processes = self.processes();
-        if let Err(error) = process::signal(&processes, Signal::STOP) {
-            return self.failed(anyhow::anyhow!("failed to stop the tree: {error}"));
-        }
-        let releases = self.session.has(Mark::Release);
-        let is_kept = |process: &Process| match process.is_alive() {
-            true => process.is_traced(),
-            false => releases || process.is_there(),
-        };
-        match processes.iter().all(is_kept) {
-            true => Event::Stopped,
-            false => self.failed(anyhow::anyhow!("CRIU let go of a process")),
-        }
-    }
-
-    fn send_resume(&mut self) -> anyhow::Result<()> {
-        let stopped = self
-            .origin()
-            .map(|origin| origin.stopped.clone())
-            .unwrap_or_default();
-        let root = self.processes().first().copied();
-        let ids = process::ids_in_namespace_of(root, &stopped);
-        let peer = self
-            .peer
-            .as_mut()
-            .context("there is no connection to the destination")?;
-        peer.send(Message::Resume(ids))
-            .map_err(|error| peer.explain(error))
-    }
-
-    /// Waits for the destination's word after the commit.
-    fn await_answer(&mut self) -> Event {
-        let began = Instant::now();
-        loop {
-            if (self.is_interrupted)() {
-                self.is_impatient = true;
-                return self.failed(anyhow::anyhow!("interrupted at the source"));
-            }
-            let Some(peer) = &mut self.peer else {
-                return Event::Failed;
-            };
-            match peer.recv(ANSWER_POLL_INTERVAL) {
-                Ok(Some(Message::Running)) => return Event::Answer(Answer::Running),
-                Ok(Some(Message::NotRunning)) => return Event::Answer(Answer::NotRunning),
-                Ok(_) if began.elapsed() < ANSWER_LIMIT => {}
-                Ok(_) => {
-                    let limit = ANSWER_LIMIT.as_secs();
-                    let error = anyhow::anyhow!("no answer from the destination for {limit} s");
-                    return self.failed(error);
-                }
-                Err(error) => {
-                    let error = peer.explain(error);
-                    self.peer = None;
-                    return self.failed(error);
-                }
-            }
-        }
-    }
-
-    /// Asks once.
-    fn ask(&mut self) -> Result<Event, Standing> {
-        // An operator, or another process, may have decided meanwhile.
-        if let Some(event) = self.decided_by_another()? {
-            return Ok(event);
-        }
-        if self.attempts == 0 && !self.trouble.is_empty() {
-            say!(
-                "{}; asking the destination whether the tree runs there",
-                self.trouble
-            );
-        }
-        if self.attempts > 0 {
-            if self.is_impatient || self.is_interrupted_within(ASK_INTERVAL) {
-                return Err(Standing::Undecided);
-            }
-            if let Some(event) = self.decided_by_another()? {
-                return Ok(event);
-            }
-        }
-        self.attempts += 1;
-        let Some(origin) = self.origin() else {
-            return Err(Standing::Stuck);
-        };
-        let is_cancelled = Cell::new(false);
-        let cancel = || {
-            is_cancelled.set(is_cancelled.get() || (self.is_interrupted)());
-            is_cancelled.get()
-        };
-        let asked = question::ask(&self.session, origin, &self.runtime, &cancel);
-        let trouble = match asked {
-            Ok((Answer::NotKnown, _)) => format!(
-                "{} does not know the session, or was booted since it was told to run the tree",
-                origin.to
-            ),
-            Ok((answer, peer)) => {
-                self.peer = Some(peer);
-                self.attempts = 0;
-                return Ok(Event::Answer(answer));
-            }
-            Err(error) => format!("{error:#}"),
-        };
-        let is_cancelled = is_cancelled.get();
-        if trouble != self.trouble || self.attempts == 1 {
-            say!(
-                "session {}: {trouble}. It is not known whether the tree runs there, so it \
-                 stays stopped here; asking again until there is an answer",
-                self.session.name()
-            );
-            self.trouble = trouble;
-        }
-        match is_cancelled {
-            true => Err(Standing::Undecided),
-            false => Ok(Event::Answer(Answer::NotKnown)),
-        }
-    }
-
-    fn decided_by_another(&mut self) -> Result<Option<Event>, Standing> {
-        if !self.session.exists() {
-            self.trouble = "another process has recovered the session".into();
-            return Err(Standing::Stuck);
-        }
-        Ok(self.session.decision().ok().flatten().map(Event::Decision))
-    }
-
-    fn is_interrupted_within(&self, time: Duration) -> bool {
-        let began = Instant::now();
-        while began.elapsed() < time {
-            if (self.is_interrupted)() {
-                return true;
-            }
-            thread::sleep(ANSWER_POLL_INTERVAL);
-        }
-        false
     }
 
     /// Makes a decision true, under the lock that only one process has.
@@ -456,7 +292,7 @@ impl<'a> Executor<'a> {
             Ok(None) => {
                 self.trouble = "another process recovers this session".into();
                 self.attempts -= 1;
-                thread::sleep(ASK_INTERVAL / 10);
+                thread::sleep(OTHER_POLL_INTERVAL);
                 return Ok(Event::NotDone);
             }
             Err(_) if !self.session.exists() => return Ok(Event::Done),
@@ -483,208 +319,5 @@ impl<'a> Executor<'a> {
                 Ok(Event::NotDone)
             }
         }
-    }
-
-    /// Lets the tree run here.
-    fn run_tree(&mut self) -> anyhow::Result<()> {
-        let processes = self.processes();
-        let is_dumped = self.session.has(Mark::Dumped);
-        if let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? {
-            // CRIU ends a complete dump as is decided; an incomplete one would
-            // be written to its end first.
-            let is_killing = is_dumped && self.session.has(Mark::Release);
-            match is_dumped {
-                false => at_work.abort_dump(),
-                // podman writes its archive; killed in between, it would not
-                // know of the checkpoint.
-                true if is_killing => _ = at_work.wait(RESTORE_LIMIT),
-                true => {
-                    // One that is not stopped needs none.
-                    _ = at_work.process.signal(Signal::CONT);
-                    _ = at_work.wait(CRIU_LIMIT);
-                }
-            }
-            if at_work.process.is_alive() {
-                at_work.kill();
-            }
-        }
-        let end = Instant::now() + CRIU_LIMIT;
-        while processes.iter().any(|it| it.is_traced()) && Instant::now() < end {
-            thread::sleep(Duration::from_millis(2));
-        }
-        if let Some(process) = processes.iter().find(|it| it.is_traced()) {
-            bail!("process {} is still traced", process.pid);
-        }
-        let left: Vec<Process> = processes
-            .iter()
-            .copied()
-            .filter(|it| it.is_alive())
-            .collect();
-        let has_ended = left.len() < processes.len()
-            && self.session.has(Mark::Release)
-            && self.session.has(Mark::Dumped);
-        if has_ended {
-            // A dump that was killed while it ended the tree leaves a part.
-            let stuck = process::kill(&left, KILLED_LIMIT);
-            if let Some(process) = stuck.first() {
-                bail!("process {} does not end", process.pid);
-            }
-            return self.restore_here();
-        }
-        let stopped = self
-            .origin()
-            .map(|origin| origin.stopped.clone())
-            .unwrap_or_default();
-        let mut runs = process::children_first(&processes);
-        runs.retain(|process| !stopped.contains(process));
-        process::resume_all(&runs)
-    }
-
-    /// Makes a tree that has ended with its dump run again, from its images.
-    fn restore_here(&mut self) -> anyhow::Result<()> {
-        let stopped = self
-            .origin()
-            .map(|origin| origin.stopped.iter().map(|it| it.pid).collect::<Vec<_>>())
-            .unwrap_or_default();
-        // A plain tree has its own ids again.
-        let stays = |process: &Process| stopped.contains(&process.pid);
-        if let Some(root) = self.session.read::<Process>(ROOT)?
-            && root.is_alive()
-        {
-            // A process that has died has restored it.
-            return process::resume(root, stays);
-        }
-        let processes = self.processes();
-        self.kill_half_made(&processes)?;
-        // Their parents have to reap them before their ids are free.
-        let began = Instant::now();
-        while processes.iter().any(|it| it.is_there()) && began.elapsed() < REAP_LIMIT {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let images = self.journal.images(&self.session);
-        let group = Group::create(&self.session.name());
-        let work = Work {
-            images: &images,
-            storage: self.session.storage(),
-            group: group.as_ref(),
-            passed: self.journal.passed(),
-            restores_cgroups: true,
-        };
-        let subject = &self.journal.subject;
-        let mut job = container::restore_here(subject, work, &self.journal.criu())?;
-        // Known to a process that takes over in the middle.
-        let noted = self.session.note(AT_WORK, job.at_work());
-        let restored = noted.and_then(|()| match job.wait(RESTORE_LIMIT)? {
-            Some(status) if status.success() => {
-                let root = job.restored_root()?;
-                self.session.note(ROOT, &root)?;
-                Ok(root)
-            }
-            Some(status) => bail!(
-                "{}: {}",
-                crate::child::describe(status),
-                criu::complaint(self.session.storage(), "restore")
-            ),
-            None => bail!("timed out after {} s", RESTORE_LIMIT.as_secs()),
-        });
-        let root = match restored {
-            Ok(root) => root,
-            Err(error) => {
-                job.kill();
-                self.kill_half_made(&processes)?;
-                return Err(error).with_context(|| {
-                    format!(
-                        "failed to restore {} from {}, where its images stay",
-                        container::describe(subject),
-                        images.display()
-                    )
-                });
-            }
-        };
-        process::resume(root, stays)?;
-        if let Some(group) = group {
-            group.dissolve();
-        }
-        Ok(())
-    }
-
-    /// Kills what a restore on this host has left that did not come to its end.
-    fn kill_half_made(&self, processes: &[Process]) -> anyhow::Result<()> {
-        let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? else {
-            return Ok(());
-        };
-        at_work.kill();
-        let ids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-        let stuck = process::kill(&process::half_made(&ids, at_work.process), KILLED_LIMIT);
-        match stuck.first() {
-            Some(process) => bail!("process {} does not end", process.pid),
-            None => Ok(()),
-        }
-    }
-
-    /// Ends the tree here.
-    fn end_tree(&mut self) -> anyhow::Result<()> {
-        if let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? {
-            // One that is not stopped needs none.
-            _ = at_work.process.signal(Signal::CONT);
-            // CRIU kills the tree, and a runtime tidies up after it.
-            if !at_work.wait(CRIU_LIMIT) {
-                at_work.kill();
-            }
-        }
-        let stuck = process::kill(&self.processes(), KILLED_LIMIT);
-        if let Some(process) = stuck.first() {
-            bail!("process {} does not end", process.pid);
-        }
-        container::forget(&self.journal.subject)
-    }
-
-    fn confirm(&mut self) {
-        // A destination that was not told to run the tree is told why not.
-        if !matches!(self.session.intent(), Ok(Some(Intent::Commit))) {
-            return;
-        }
-        let reports = self.leads && self.state == State::Ended(Decision::End);
-        if let Some(peer) = self.peer.as_mut().filter(|_| reports) {
-            // The report that follows is its receipt.
-            match peer.send(Message::Confirmed) {
-                Ok(()) => return,
-                Err(_) => self.peer = None,
-            }
-        }
-        self.confirm_anew();
-    }
-
-    /// Tells the destination over a new connection that no question will
-    /// follow, so that it keeps no note for one.
-    pub fn confirm_anew(&self) {
-        let Some(origin) = self.origin() else {
-            return;
-        };
-        let began = Instant::now();
-        let is_cancelled = Cell::new(false);
-        let is_enough = || {
-            is_cancelled.set(is_cancelled.get() || (self.is_interrupted)());
-            is_cancelled.get() || began.elapsed() > CONFIRM_LIMIT
-        };
-        if let Err(error) = question::confirm(&self.session, origin, &self.runtime, &is_enough) {
-            let name = self.session.name();
-            say!("session {name}: the destination keeps a note of it: {error:#}");
-        }
-    }
-
-    fn remove(&self) -> anyhow::Result<()> {
-        if let Some(group) = self.journal.group() {
-            group.remove();
-        }
-        if let Some(shared) = &self.journal.images {
-            match std::fs::remove_dir_all(shared.join(self.session.name())) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).context("failed to remove the shared images");
-                }
-                _ => {}
-            }
-        }
-        self.session.remove()
     }
 }
