@@ -98,8 +98,12 @@ pub struct Hosts {
 pub fn debian(packages: &[&str]) -> Result<PathBuf> {
     let cache = Workspace::find()?.target().join("vm");
     fs::create_dir_all(&cache).with_context(|| format!("failed to create {}", cache.display()))?;
+    let tree = image::directory(&cache, packages);
+    if tree.exists() {
+        return Ok(tree);
+    }
     let _lock = lock(&cache)?;
-    image::directory(&cache, packages)
+    image::make_directory(&cache, packages)
 }
 
 /// Returns a program of the tests, linked statically.

@@ -73,14 +73,18 @@ pub(super) fn root(cache: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Returns a directory with the same Debian and these packages, for hosts that
-/// share the running kernel; from the cache or the Debian mirror.
+/// Returns where the root of hosts that are namespaces is, or will be.
+pub(super) fn directory(cache: &Path, packages: &[&str]) -> PathBuf {
+    let digest = Sha256::digest(format!("{SUITE} {packages:?}"));
+    cache.join(format!("testhost-root-{}", &format!("{digest:x}")[..16]))
+}
+
+/// Makes it, unless another process has done so.
 ///
 /// # Errors
-/// Returns an error when it can't be made; that needs root.
-pub(super) fn directory(cache: &Path, packages: &[&str]) -> Result<PathBuf> {
-    let digest = Sha256::digest(format!("{SUITE} {packages:?}"));
-    let tree = cache.join(format!("testhost-root-{}", &format!("{digest:x}")[..16]));
+/// Returns an error when a package can't be installed; that needs root.
+pub(super) fn make_directory(cache: &Path, packages: &[&str]) -> Result<PathBuf> {
+    let tree = directory(cache, packages);
     if tree.exists() {
         return Ok(tree);
     }
