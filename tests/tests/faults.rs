@@ -189,6 +189,18 @@ fn run(hosts: &mut Hosts, subject: Subject, case: Case, delay: Duration) -> Resu
         // destination.
         moving.ends_within(Duration::from_secs(60));
         hosts.restart(Destination)?;
+        // It has lost its disk, too, and can't know what it did: only an operator
+        // can say that the tree does not run there.
+        if !moving.ends_within(Duration::from_secs(20)) {
+            hosts.source.run(
+                "for s in /run/migrator/*/
+                 do migrator recover --destination-is-dead destination $(basename $s); done",
+            )?;
+            let moved = moving.finish().with_context(|| scene(hosts))?;
+            ensure!(moved.status.code() == Some(5), "{}", moved.said);
+            tree.wait_for_progress(hosts, Duration::from_secs(60))?;
+            return Ok("source, as an operator wanted");
+        }
     }
     let moved = moving.finish().with_context(|| scene(hosts))?;
     if case.fault == AllKilledAtSource {

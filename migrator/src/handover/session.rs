@@ -41,6 +41,9 @@ const LEADER: &str = "leader";
 /// The lock of the process that makes a decision true.
 const FINISHER: &str = "finisher";
 
+/// How often it is tried to move notes away.
+const REMOVE_ATTEMPTS: u32 = 3;
+
 /// The copy of a source's journal that outlives a boot.
 const KEPT_JOURNAL: &str = "journal";
 
@@ -372,7 +375,16 @@ impl Session {
     fn remove_notes(&self) -> anyhow::Result<()> {
         let away = self.directory.with_file_name(format!(".{}", self.name()));
         remove_all(&away)?;
-        match fs::rename(&self.directory, &away) {
+        let mut renamed = fs::rename(&self.directory, &away);
+        for _ in 1..REMOVE_ATTEMPTS {
+            match &renamed {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    renamed = fs::rename(&self.directory, &away);
+                }
+                _ => break,
+            }
+        }
+        match renamed {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => {
                 Err(error).with_context(|| format!("failed to remove {}", self.directory.display()))

@@ -46,8 +46,6 @@ pub struct Site {
     pub(super) programs: PathBuf,
     /// The files of the trees, on a disk.
     pub(super) shared: PathBuf,
-    /// Number of the next name that has to be unique.
-    next: AtomicU32,
     scratch: Scratch,
     // On a tmpfs: what a host keeps over a power cut.
     disks: TempDir,
@@ -90,7 +88,6 @@ impl Site {
             link,
             programs,
             shared,
-            next: AtomicU32::new(0),
             scratch,
             disks: tempfile::Builder::new()
                 .prefix("migrator-test-")
@@ -99,9 +96,11 @@ impl Site {
         }))
     }
 
-    /// Returns a number that this site has not given before.
+    /// Returns a number that no site of this process has given before: tests may
+    /// run at the same time.
     pub(super) fn number(&self) -> u32 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Returns a new directory that a host keeps over a power cut.
