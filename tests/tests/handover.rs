@@ -513,6 +513,19 @@ fn m16_a_guard_writes_to_the_log() -> Result<()> {
     Ok(())
 }
 
+/// A source that can't note the commit rolls back. The tree's locks are with the
+/// copy on the destination, which has to know first.
+#[test]
+#[ignore = "needs root"]
+fn a_late_roll_back_frees_the_locks_on_the_destination() -> Result<()> {
+    // The first is the mark that the tree ends with its dump.
+    let full = Fault::Syscall(Side::Source, "renameat2", "ENOSPC", 2);
+    let outcome = run(Case::plain(Locks::Held).with(full, Moment::Before))?;
+    ensure!(outcome.struck, "the commit could be noted");
+    ensure!(outcome.moved.code == Some(5), "{}", outcome.moved.said);
+    Ok(())
+}
+
 /// L3: a destination that is never asked again keeps no session.
 #[test]
 #[ignore = "needs root"]

@@ -27,7 +27,6 @@ use crate::criu::{self, Job, Work};
 use crate::exit::RolledBack;
 use crate::handover::journal::{AT_WORK, Freeze, JOURNAL};
 use crate::handover::notify::{self, VARIABLE};
-use crate::handover::outgoing::Event;
 use crate::handover::outgoing::executor::Standing;
 use crate::handover::recovery::Undecided;
 use crate::handover::session::Lock;
@@ -284,15 +283,9 @@ impl Outgoing<'_> {
     /// Lets the tree run here, before the commit.
     pub(super) fn roll_back(&mut self, error: anyhow::Error) -> anyhow::Error {
         let words = format!("{error:#}");
-        let farewell = Message::Failed(words.clone());
-        // First, if it can be taken at once: a copy on the destination may hold
-        // the locks that the tree needs here.
-        let peer = self.executor.peer.as_ref();
-        let is_told = peer.is_some_and(|peer| peer.sender().try_send(farewell.clone()).is_ok());
-        if !is_told {
-            self.last_words = Some(farewell);
-        }
-        let standing = self.executor.run(Event::Failed);
+        // Where it can't be told at once.
+        self.last_words = Some(Message::Failed(words.clone()));
+        let standing = self.executor.fail(&words);
         say::set_urgent(false);
         if standing == Standing::Stuck && !self.session.exists() {
             // Only this process can commit: its guard, to which it seemed to

@@ -147,6 +147,19 @@ impl Executor<'_> {
         false
     }
 
+    /// Tells the destination that the source rolls back, if it can be told at
+    /// once. It comes first: a copy there may hold the locks that the tree
+    /// needs here.
+    pub(super) fn say_rolled_back(&mut self) {
+        let rolls_back = matches!(self.session.intent(), Ok(Some(Intent::RollBack)));
+        if let Some(peer) = self.peer.as_ref().filter(|_| rolls_back) {
+            // A connection that is lost, or full, says the same.
+            _ = peer
+                .sender()
+                .try_send(Message::Failed(self.trouble.clone()));
+        }
+    }
+
     /// Tells the destination that no question will follow.
     pub(super) fn confirm(&mut self) {
         // A destination that was not told to run the tree is told why not.

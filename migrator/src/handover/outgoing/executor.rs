@@ -173,6 +173,12 @@ impl<'a> Executor<'a> {
         &self.trouble
     }
 
+    /// Feeds it that something went wrong, which is said to the destination.
+    pub fn fail(&mut self, words: &str) -> Standing {
+        self.trouble = words.to_owned();
+        self.run(Event::Failed)
+    }
+
     /// Feeds an event to the machine, and carries out all that follows.
     pub fn run(&mut self, event: Event) -> Standing {
         let (state, actions) = next(self.state, event);

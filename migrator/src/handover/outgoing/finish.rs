@@ -48,6 +48,7 @@ impl Executor<'_> {
 
     /// Lets the tree run here.
     pub(super) fn run_tree(&mut self) -> anyhow::Result<()> {
+        self.say_rolled_back();
         let processes = self.processes();
         let is_dumped = self.session.has(Mark::Dumped);
         if let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? {
