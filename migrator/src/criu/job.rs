@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +112,8 @@ pub struct Job {
     at_work: AtWork,
     storage: PathBuf,
     ended: Option<ExitStatus>,
+    /// Where CRIU answers this process: whether it has succeeded.
+    response: Option<Receiver<bool>>,
 }
 
 impl Job {
@@ -149,6 +152,29 @@ impl Job {
             },
             storage: storage.to_owned(),
             ended: None,
+            response: None,
+        })
+    }
+
+    /// Has this channel bring CRIU's answer.
+    pub(super) fn answered_by(&mut self, response: Receiver<bool>) {
+        self.response = Some(response);
+    }
+
+    /// Waits until CRIU has said that it has succeeded, for at most `time`; of a
+    /// runtime, until it has ended. A CRIU that has said so only ends.
+    ///
+    /// # Errors
+    /// As [`Child::try_wait`].
+    pub fn has_succeeded(&mut self, time: Duration) -> anyhow::Result<bool> {
+        let said = self.response.as_ref().map(|it| it.recv_timeout(time));
+        Ok(match said {
+            Some(Ok(success)) => success,
+            Some(Err(RecvTimeoutError::Timeout)) => false,
+            // Its end says the rest.
+            Some(Err(RecvTimeoutError::Disconnected)) | None => {
+                self.wait(time)?.is_some_and(|status| status.success())
+            }
         })
     }
 

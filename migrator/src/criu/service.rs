@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, bail};
+use crossbeam_channel::bounded;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use prost::Message;
 
@@ -151,11 +152,16 @@ impl Order<'_> {
             notify_success: None,
         };
         let answer = self.dump.map(|(_, answer)| answer);
+        let (say_ended, response) = bounded(1);
+        job.answered_by(response);
         let serve = move || {
             // CRIU opens them through this process.
             let _open = (images, work);
-            if let Err(error) = serve(&ours, &request, answer) {
-                say!("{error:#}");
+            match serve(&ours, &request, answer) {
+                // Nothing waits for the answer to a dump.
+                Ok(Some(success)) => _ = say_ended.try_send(success),
+                Ok(None) => {}
+                Err(error) => say!("{error:#}"),
             }
         };
         let thread = thread::Builder::new().name("criu".into()).spawn(serve);
@@ -168,17 +174,17 @@ impl Order<'_> {
 }
 
 /// Sends CRIU its request and answers it until it has ended, or has done what
-/// it was asked to. Without an answer it lets a dumped tree run.
+/// it was asked to. Returns whether it has succeeded, if it says so. Without an
+/// answer it lets a dumped tree run.
 fn serve(
     socket: &OwnedFd,
     request: &Request,
     mut answer: Option<OnPostDump>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<bool>> {
     send_request(socket, request)?;
     while let Some(response) = receive(socket)? {
         if response.kind() != Kind::Notify {
-            // Its exit status and its log say the rest.
-            return Ok(());
+            return Ok(Some(response.success));
         }
         let notify = response.notify.unwrap_or_default();
         let success = match notify.script() {
@@ -192,7 +198,7 @@ fn serve(
         };
         send_request(socket, &reply)?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Sends a message to a CRIU that may have ended; its exit status says why.
@@ -284,7 +290,8 @@ mod tests {
             notify: None,
         };
         send(its.as_raw_fd(), &end.encode_to_vec(), MsgFlags::empty()).unwrap();
-        serve(&ours, &request, Some(Box::new(|| false))).unwrap();
+        let success = serve(&ours, &request, Some(Box::new(|| false))).unwrap();
+        assert_eq!(success, Some(true));
         let received = || {
             let mut bytes = [0; 100];
             let length = recv(its.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
@@ -297,7 +304,8 @@ mod tests {
             assert_eq!(reply.notify_success, Some(success));
         }
         drop(its);
-        assert!(serve(&ours, &request, None).is_ok(), "it has ended");
+        let ended = serve(&ours, &request, None).unwrap();
+        assert_eq!(ended, None, "it has ended");
 
         let (ours, its) = pair();
         send(its.as_raw_fd(), b"\xff\xff", MsgFlags::empty()).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::journal::{JOURNAL, Side};
+use super::journal::{Freeze, JOURNAL, Side};
 use super::recovery::{Operator, Patience, recover};
 use super::{Journal, Session};
 use crate::{child, say};
@@ -94,9 +94,12 @@ pub fn watch(session: &Session) {
         .write_all(WATCHING.as_bytes())
         .and_then(|()| stdout.flush());
     let mut last = String::new();
+    // Noted before the guard is started, and not changed.
+    let freeze = freeze(session);
+    let is_overdue = || freeze.is_some_and(|freeze| freeze.is_over(OVERDUE_GRACE));
     while session.exists() {
         let leader = match session.lead() {
-            Ok(None) if !is_overdue(session) => {
+            Ok(None) if !is_overdue() => {
                 thread::sleep(LEADER_POLL_INTERVAL);
                 continue;
             }
@@ -131,16 +134,9 @@ fn report(session: &Session, error: &anyhow::Error, last: &mut String) {
     }
 }
 
-fn is_overdue(session: &Session) -> bool {
-    let journal = session.read::<Journal>(JOURNAL);
-    let Ok(Some(Journal {
-        side: Side::Source(origin),
-        ..
-    })) = journal
-    else {
-        return false;
-    };
-    origin
-        .freeze
-        .is_some_and(|freeze| freeze.is_over(OVERDUE_GRACE))
+fn freeze(session: &Session) -> Option<Freeze> {
+    match session.read::<Journal>(JOURNAL).ok()??.side {
+        Side::Source(origin) => origin.freeze,
+        Side::Destination(_) => None,
+    }
 }

@@ -409,6 +409,9 @@ impl<'a> Incoming<'a> {
     /// Waits until CRIU, and the runtime that runs it, have succeeded.
     fn await_restore(&mut self, job: &mut Job) -> anyhow::Result<Process> {
         loop {
+            if job.has_succeeded(RESTORE_POLL_INTERVAL)? {
+                return job.restored_root();
+            }
             if let Some(status) = job.wait(Duration::ZERO)? {
                 if status.success() {
                     return job.restored_root();
@@ -418,7 +421,7 @@ impl<'a> Incoming<'a> {
                 let why = criu::complaint(self.session.storage(), "restore");
                 bail!("failed to restore: {}: {why}", child::describe(status));
             }
-            if let Some(message) = self.recv(RESTORE_POLL_INTERVAL)? {
+            if let Some(message) = self.recv(Duration::ZERO)? {
                 return Err(unexpected(&message));
             }
         }
@@ -433,7 +436,9 @@ impl<'a> Incoming<'a> {
                 None => {}
             }
         };
-        self.session.note(STAYS_STOPPED, &stay)?;
+        if !stay.is_empty() {
+            self.session.note(STAYS_STOPPED, &stay)?;
+        }
         let root = self.session.read::<Process>(ROOT)?;
         if !root.is_some_and(process::is_stopped) {
             bail!("the restored tree was killed, or continued by another process");

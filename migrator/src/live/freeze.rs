@@ -38,11 +38,15 @@ use crate::say;
 /// Poll interval for everything that may happen during a freeze.
 pub(super) const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
+/// Between two checks of everything that may have happened.
+const ATTEND_INTERVAL: Duration = Duration::from_millis(10);
+
 /// A tree that stands still, or is about to.
 pub(super) struct Frozen {
     job: Job,
     pub(super) since: Instant,
     freeze: Freeze,
+    attended: Instant,
     /// It ends with its dump.
     releases: bool,
     sending: Option<JoinHandle<anyhow::Result<u64>>>,
@@ -79,6 +83,7 @@ impl Outgoing<'_> {
                 job,
                 since: Instant::now(),
                 freeze,
+                attended: Instant::now(),
                 releases: false,
                 sending: None,
                 image_bytes: 0,
@@ -203,7 +208,7 @@ impl Outgoing<'_> {
             }
             match self.recv(FREEZE_POLL_INTERVAL)? {
                 Some(Message::Restored) => {
-                    self.attend(frozen)?;
+                    self.attend_now(frozen)?;
                     self.clock.ended("until restored", frozen.since);
                     step("restored");
                     return Ok(());
@@ -249,8 +254,17 @@ impl Outgoing<'_> {
             .context("failed to start a thread")
     }
 
-    /// Checks whether anything has happened that ends the migration.
+    /// Checks whether anything has happened that ends the migration, every few
+    /// milliseconds: CRIU needs the processors.
     fn attend(&mut self, frozen: &mut Frozen) -> anyhow::Result<()> {
+        match frozen.attended.elapsed() < ATTEND_INTERVAL {
+            true => Ok(()),
+            false => self.attend_now(frozen),
+        }
+    }
+
+    fn attend_now(&mut self, frozen: &mut Frozen) -> anyhow::Result<()> {
+        frozen.attended = Instant::now();
         self.check_signals()?;
         if frozen.freeze.is_over(Duration::ZERO) {
             let limit = humantime::format_duration(self.options.max_freeze);
