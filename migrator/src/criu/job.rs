@@ -156,6 +156,16 @@ impl Job {
         })
     }
 
+    /// Keeps the kernel from killing it when memory runs out: what it dumps could
+    /// die with it. It is small, and ends soon.
+    pub(super) fn protect(&self) {
+        // Without the right to, it is as any other process.
+        _ = fs::write(
+            self.at_work.process.directory().join("oom_score_adj"),
+            "-1000",
+        );
+    }
+
     /// Has this channel bring CRIU's answer.
     pub(super) fn answered_by(&mut self, response: Receiver<bool>) {
         self.response = Some(response);

@@ -151,6 +151,9 @@ impl Order<'_> {
             }),
             notify_success: None,
         };
+        if self.dump.is_some() {
+            job.protect();
+        }
         let answer = self.dump.map(|(_, answer)| answer);
         let (say_ended, response) = bounded(1);
         job.answered_by(response);

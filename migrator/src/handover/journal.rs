@@ -56,6 +56,8 @@ pub enum Side {
 /// What the source has to know to find the destination again, and its tree.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Origin {
+    /// The root of the tree.
+    pub root: Option<Process>,
     /// The tree. It may change until it is frozen.
     pub processes: Vec<Process>,
     /// Those of them that a signal had stopped before.

@@ -40,6 +40,8 @@ pub enum Recovered {
     Runs,
     /// It runs here, and the source has not confirmed yet that it knows.
     RunsUnconfirmed,
+    /// It would run here, and CRIU has taken it along when it was killed.
+    Lost,
     /// It has ended here.
     Ended,
     /// Nothing had begun.
@@ -53,6 +55,7 @@ impl fmt::Display for Recovered {
             Self::RunsUnconfirmed => {
                 "the tree runs here; a note is kept until the source confirms that it knows"
             }
+            Self::Lost => "the tree has ended here: CRIU was killed while it dumped it",
             Self::Ended => "the tree has ended here",
             Self::Nothing => "nothing had begun",
         })
@@ -130,7 +133,10 @@ fn recover_source(
     }
     runtime.shutdown_background();
     match standing {
-        Standing::Ended(Decision::Run) => Ok(Recovered::Runs),
+        Standing::Ended(Decision::Run) => match executor.lost() {
+            None => Ok(Recovered::Runs),
+            Some(_) => Ok(Recovered::Lost),
+        },
         Standing::Ended(Decision::End) => Ok(Recovered::Ended),
         Standing::Undecided => Err(Undecided {
             session: session.name(),

@@ -168,8 +168,10 @@ impl Outgoing<'_> {
         step("dump");
         frozen.releases =
             container::ends_with_dump(&self.options.subject) || tree::holds_locks(&processes);
-        // What was forked since the dump was ordered is known now.
-        let tree = processes.clone();
+        // What was forked since the dump was ordered is known now. A zombie is
+        // dumped as one.
+        let mut tree = processes.clone();
+        tree.retain(|process| process.is_alive());
         self.executor.update(|origin| origin.processes = tree)?;
         frozen.sending = Some(self.send_images(frozen)?);
 
@@ -312,7 +314,10 @@ impl Outgoing<'_> {
     /// Returns the error for a handover that did not succeed.
     pub(super) fn conclude(&mut self, standing: Standing, words: String) -> anyhow::Error {
         match standing {
-            Standing::Ended(Decision::Run) => RolledBack(words).into(),
+            Standing::Ended(Decision::Run) => match self.executor.lost() {
+                None => RolledBack(words).into(),
+                Some(lost) => anyhow!("{words}; and {lost}"),
+            },
             // The guard goes on asking as soon as this process has ended.
             Standing::Undecided => Undecided {
                 session: self.session.name(),

@@ -164,6 +164,7 @@ pub fn run(
         criu: options.criu.program().to_owned(),
         group: None,
         side: Side::Source(Origin {
+            root: Process::of(options.root),
             processes,
             stopped: Vec::new(),
             to: options.to.clone(),

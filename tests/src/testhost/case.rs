@@ -25,6 +25,10 @@ const OLD_MAX_FREEZE: u64 = 30;
 /// What a tree may stand still longer than is promised.
 const FREEZE_SLACK: Duration = Duration::from_secs(5);
 
+/// What `migrator move` says when a CRIU that was killed took the tree along.
+const TAKEN_ALONG: &str =
+    "a CRIU that is killed while it runs its code in a process takes it along";
+
 /// How long after its step a fault may come at most, and some more.
 const LATE_FAULT: Duration = Duration::from_millis(150);
 
@@ -377,16 +381,19 @@ impl Prepared {
         let lost = self.destination_is_lost(pair);
         let source_lost = self.struck.load(Ordering::SeqCst)
             && self.cuts.iter().any(|(side, _)| *side == Side::Source);
+        // What no source can prevent: it is an error, and said.
+        let taken_along = moved.said.contains(TAKEN_ALONG);
         let side = match lost {
             // What it did there is not known: steps may be done twice.
             true => oracle::rest(pair, true)?,
-            false => settle(pair, tree, source_lost)?,
+            false => settle(pair, tree, source_lost || taken_along)?,
         };
         match (moved.code, side) {
             (Some(0 | 3), Some(Side::Destination)) | (Some(1 | 4 | 5), Some(Side::Source)) => {}
             // It was killed and could say nothing.
             (Some(137 | 255), _) | (None, _) => {}
             (_, None) if lost || source_lost => {}
+            (Some(1), None) if taken_along => {}
             (code, side) => bail!("exit {code:?}, and the tree is on {side:?}"),
         }
         let is_disk_lost = |(side, kept): &(Side, bool)| *side == Side::Source && !kept;

@@ -32,7 +32,7 @@ impl Executor<'_> {
             .origin()
             .map(|origin| origin.stopped.clone())
             .unwrap_or_default();
-        let root = self.processes().first().copied();
+        let root = self.origin().and_then(|origin| origin.root);
         let ids = process::ids_in_namespace_of(root, &stopped);
         let peer = self
             .peer

@@ -63,6 +63,7 @@ pub struct Executor<'a> {
     observe: Box<dyn FnMut(Action) + 'a>,
     pub(super) attempts: u32,
     pub(super) trouble: String,
+    pub(super) lost: Option<String>,
 }
 
 impl<'a> Executor<'a> {
@@ -87,6 +88,7 @@ impl<'a> Executor<'a> {
             observe: Box::new(observe),
             attempts: 0,
             trouble: String::new(),
+            lost: None,
         }
     }
 
@@ -122,6 +124,7 @@ impl<'a> Executor<'a> {
             observe: Box::new(|_| {}),
             attempts: 0,
             trouble: String::new(),
+            lost: None,
         };
         Ok((executor, actions))
     }
@@ -166,6 +169,11 @@ impl<'a> Executor<'a> {
         self.origin()
             .map(|origin| origin.destination_name.clone())
             .unwrap_or_default()
+    }
+
+    /// Returns why a tree that was let run here does not, if that is so.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
     }
 
     /// Returns the last thing that went wrong, in words.

@@ -27,6 +27,9 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(600);
 /// How long processes that have ended may stay in the process table.
 const REAP_LIMIT: Duration = Duration::from_secs(20);
 
+/// How soon a process has ended that CRIU takes along.
+const LATE_DEATH: Duration = Duration::from_millis(50);
+
 impl Executor<'_> {
     /// Stops what CRIU holds, so that it stays stopped when CRIU dies. What is
     /// traced afterwards was never let go of: CRIU traces a process once.
@@ -51,7 +54,9 @@ impl Executor<'_> {
         self.say_rolled_back();
         let processes = self.processes();
         let is_dumped = self.session.has(Mark::Dumped);
+        let mut criu_was_killed = false;
         if let Some(at_work) = self.session.read::<AtWork>(AT_WORK)? {
+            criu_was_killed = !is_dumped && !at_work.process.is_alive();
             // CRIU ends a complete dump as is decided; an incomplete one would
             // be written to its end first.
             let is_killing = is_dumped && self.session.has(Mark::Release);
@@ -99,7 +104,20 @@ impl Executor<'_> {
             .unwrap_or_default();
         let mut runs = process::children_first(&processes);
         runs.retain(|process| !stopped.contains(process));
-        process::resume_all(&runs)
+        process::resume_all(&runs)?;
+        if criu_was_killed {
+            // It shows at the next instruction of the process.
+            thread::sleep(LATE_DEATH);
+        }
+        if let Some(process) = processes.iter().find(|process| !process.is_alive()) {
+            // Nothing can be done about it, and nothing of it is left to tidy.
+            self.lost = Some(format!(
+                "process {} of the tree has ended: a CRIU that is killed while it runs its code in \
+                 a process takes it along",
+                process.pid
+            ));
+        }
+        Ok(())
     }
 
     /// Makes a tree that has ended with its dump run again, from its images.
