@@ -237,7 +237,15 @@ pub fn resume(root: Process, stays: impl Fn(&Process) -> bool) -> anyhow::Result
     // A root that is stopped can't fork, nor end by itself.
     let processes = children_first(&tree(root.pid)?);
     let processes: Vec<Process> = processes.into_iter().filter(|it| !stays(it)).collect();
-    resume_all(&processes)
+    resume_all(&processes)?;
+    // What was overlooked, for a list that could not be read, is found now. A
+    // root that has ended meanwhile has run.
+    let missed = tree(root.pid).unwrap_or_default();
+    let missed: Vec<Process> = missed
+        .into_iter()
+        .filter(|it| it.is_stopped() && !stays(it))
+        .collect();
+    resume_all(&missed)
 }
 
 /// Continues these processes in their order.
@@ -343,7 +351,10 @@ fn waits_in_restorer(syscall: &str, maps: &str) -> bool {
 }
 
 fn stat(process: &Path) -> Option<Stat> {
-    let text = stat_fields(process)?;
+    // A process that is there and can't be read once, for want of memory or
+    // descriptors, must not count as ended.
+    let again = || process.exists().then(|| stat_fields(process)).flatten();
+    let text = stat_fields(process).or_else(again)?;
     let mut fields = text.split_whitespace();
     // The state is field 3, the parent 4, the start time 22.
     let state = fields.next()?.chars().next()?;
