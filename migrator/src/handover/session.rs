@@ -10,13 +10,12 @@
 mod mark;
 mod record;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Serialize, de::DeserializeOwned};
@@ -56,7 +55,7 @@ pub struct Session {
 
 /// A lock that others see as long as it exists.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code, reason = "dropping it is its use")] Flock<File>);
+pub struct Lock(#[allow(dead_code, reason = "closing it unlocks")] File);
 
 impl Session {
     /// Returns the session of this name; it need not exist.
@@ -176,10 +175,10 @@ impl Session {
             options.open(&path)
         };
         let file = open().with_context(|| format!("failed to open {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Lock(lock))),
-            Err((_, nix::Error::EAGAIN)) => Ok(None),
-            Err((_, error)) => {
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("failed to lock {}", path.display()))
             }
         }
