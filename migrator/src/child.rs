@@ -183,11 +183,6 @@ pub fn attend<T: Send + 'static>(
     }
 }
 
-/// Opens a child as a process that is not mistaken for another.
-pub fn handle(child: &Child) -> Option<Handle> {
-    Process::of(child.id() as i32).and_then(Process::handle)
-}
-
 /// Asks a process to go on and to fail at its next write: nothing more fits
 /// into a file. A dump that fails by itself puts its processes back as they
 /// were; one that is killed may not. The signal of the limit has to be ignored,

@@ -6,11 +6,11 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
@@ -165,11 +165,6 @@ impl Handle {
         }
     }
 
-    /// Returns the descriptor; it becomes readable when the process ends.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
-    }
-
     /// Waits until it has ended. Returns whether it did within the time.
     pub fn wait_gone(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
@@ -216,6 +211,17 @@ pub fn kill(processes: &[Process], time: Duration) -> Vec<Process> {
         if handles.is_empty() || left().is_zero() {
             return handles.iter().map(Handle::process).collect();
         }
+    }
+}
+
+/// Kills them and waits until they are gone.
+///
+/// # Errors
+/// One of them does not end within the time.
+pub fn end(processes: &[Process], time: Duration) -> anyhow::Result<()> {
+    match kill(processes, time).first() {
+        Some(process) => bail!("process {} does not end", process.pid),
+        None => Ok(()),
     }
 }
 

@@ -309,10 +309,7 @@ impl Executor {
         // The tree before CRIU, which holds it.
         if let Some(root) = root.filter(|root| root.is_alive()) {
             let tree = process::tree(root.pid).unwrap_or_else(|_| vec![root]);
-            let stuck = process::kill(&tree, KILLED_LIMIT);
-            if let Some(process) = stuck.first() {
-                bail!("process {} does not end", process.pid);
-            }
+            process::end(&tree, KILLED_LIMIT)?;
         }
         if let Some(at_work) = &at_work {
             if !at_work.kill() {

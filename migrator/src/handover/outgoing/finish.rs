@@ -92,10 +92,7 @@ impl Executor<'_> {
             && self.session.has(Mark::Dumped);
         if has_ended {
             // A dump that was killed while it ended the tree leaves a part.
-            let stuck = process::kill(&left, KILLED_LIMIT);
-            if let Some(process) = stuck.first() {
-                bail!("process {} does not end", process.pid);
-            }
+            process::end(&left, KILLED_LIMIT)?;
             return self.restore_here();
         }
         let stopped = self
@@ -195,11 +192,7 @@ impl Executor<'_> {
         };
         at_work.kill();
         let ids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-        let stuck = process::kill(&process::half_made(&ids, at_work.process), KILLED_LIMIT);
-        match stuck.first() {
-            Some(process) => bail!("process {} does not end", process.pid),
-            None => Ok(()),
-        }
+        process::end(&process::half_made(&ids, at_work.process), KILLED_LIMIT)
     }
 
     /// Ends the tree here.
@@ -212,10 +205,7 @@ impl Executor<'_> {
                 at_work.kill();
             }
         }
-        let stuck = process::kill(&self.processes(), KILLED_LIMIT);
-        if let Some(process) = stuck.first() {
-            bail!("process {} does not end", process.pid);
-        }
+        process::end(&self.processes(), KILLED_LIMIT)?;
         container::forget(&self.journal.subject)
     }
 
