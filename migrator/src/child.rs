@@ -33,11 +33,19 @@ const OUTPUT_BYTES: u64 = 1 << 20;
 /// # Errors
 /// As [`Command::spawn`].
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    unblocked(|| command.spawn())
+}
+
+/// Starts a program with no signal blocked, as [`spawn`] does, by `start`.
+///
+/// # Errors
+/// Those of `start`.
+pub fn unblocked<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let ours = SigSet::thread_get_mask()?;
     SigSet::all().thread_unblock()?;
-    let child = command.spawn();
+    let started = start();
     ours.thread_set_mask()?;
-    child
+    started
 }
 
 /// What a program has printed, and how it ended.
@@ -159,7 +167,7 @@ pub fn attend<T: Send + 'static>(
     what: &str,
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
-    mut attend: impl FnMut(Duration) -> anyhow::Result<()>,
+    mut attend: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<T> {
     let (send, receive) = crossbeam_channel::bounded(1);
     thread::Builder::new()
@@ -179,7 +187,7 @@ pub fn attend<T: Send + 'static>(
         if began.elapsed() > limit {
             bail!("{what}: timed out after {} s", limit.as_secs());
         }
-        attend(Duration::ZERO)?;
+        attend()?;
     }
 }
 
@@ -252,13 +260,13 @@ mod tests {
     #[test]
     fn work_that_hangs_is_left_behind() {
         let hang = || thread::sleep(Duration::from_secs(1000));
-        let error = attend("hang", Duration::from_millis(10), hang, |_| Ok(())).unwrap_err();
+        let error = attend("hang", Duration::from_millis(10), hang, || Ok(())).unwrap_err();
         assert!(error.to_string().contains("timed out"), "{error}");
-        let stop = |_| bail!("interrupted");
+        let stop = || bail!("interrupted");
         let error = attend("hang", QUESTION_LIMIT, hang, stop).unwrap_err();
         assert_eq!(error.to_string(), "interrupted");
         assert_eq!(
-            attend("add", QUESTION_LIMIT, || 1 + 1, |_| Ok(())).unwrap(),
+            attend("add", QUESTION_LIMIT, || 1 + 1, || Ok(())).unwrap(),
             2
         );
     }

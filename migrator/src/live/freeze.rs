@@ -178,7 +178,7 @@ impl Outgoing<'_> {
         let began = Instant::now();
         let limit = self.options.max_freeze;
         let sync = move || files::sync(&processes);
-        let written = child::attend("fsync", limit, sync, |_| self.attend(frozen))??;
+        let written = child::attend("fsync", limit, sync, || self.attend(frozen))??;
         self.clock.ended("fsync", began);
         if watched.is_some() {
             let began = Instant::now();

@@ -59,7 +59,7 @@ pub(super) fn check(
         "open files",
         FILES_LIMIT,
         move || files::same_files(&files),
-        |_| match is_cancelled() {
+        || match is_cancelled() {
             true => bail!("interrupted at the destination"),
             false => Ok(()),
         },

@@ -125,7 +125,7 @@ pub fn run(
             "open files",
             FILES_LIMIT,
             examine,
-            |_| match is_interrupted() {
+            || match is_interrupted() {
                 true => bail!("interrupted at the source"),
                 false => Ok(()),
             },

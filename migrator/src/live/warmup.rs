@@ -108,7 +108,7 @@ impl Outgoing<'_> {
             "open files",
             SERVER_LIMIT,
             move || files::files(&processes),
-            |_| self.check_signals(),
+            || self.check_signals(),
         )?;
         let written = files.into_iter().filter(|file| file.writable);
         Ok(written.map(|file| file.path).collect())
@@ -174,7 +174,7 @@ impl Outgoing<'_> {
             }
             Ok((observed, rounds, size))
         };
-        let sent = child::attend("list", SERVER_LIMIT, send, |_| attend(self))?;
+        let sent = child::attend("list", SERVER_LIMIT, send, || attend(self))?;
         let (observed, rounds, size) = sent?;
         *watched = Some(observed);
         self.lists.rounds = rounds;

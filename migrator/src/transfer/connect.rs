@@ -7,13 +7,13 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use nix::sys::signal::{SigSet, Signal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::LAST_WORDS;
+use crate::child;
 use crate::destination::{Destination, login};
 use crate::exit::Usage;
 use crate::protocol::{HELLO_TIME, PeerError};
@@ -117,16 +117,9 @@ fn spawn(words: &[std::ffi::OsString]) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
-    // A child inherits which signals are blocked. ssh has to see Ctrl-C, so
-    // that it gives the terminal back as it was while it asks for a password.
-    let ours = SigSet::thread_get_mask()?;
-    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-        .into_iter()
-        .collect();
-    ends.thread_unblock()?;
-    let child = command.spawn();
-    ours.thread_set_mask()?;
-    child
+    // ssh has to see Ctrl-C, so that it gives the terminal back as it was while
+    // it asks for a password.
+    child::unblocked(|| command.spawn())
 }
 
 impl Far {
