@@ -357,7 +357,7 @@ fn waits_in_restorer(syscall: &str, maps: &str) -> bool {
 }
 
 fn stat(process: &Path) -> Option<Stat> {
-    // A process that is there and can't be read once, for want of memory or
+    // A process that is there and can't be read once, for lack of memory or
     // descriptors, must not count as ended.
     let again = || process.exists().then(|| stat_fields(process)).flatten();
     let text = stat_fields(process).or_else(again)?;

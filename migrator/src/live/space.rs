@@ -16,7 +16,7 @@ const RESERVE_PART: u64 = 20;
 /// What images take beside the memory of a tree.
 const OVERHEAD_BYTES: u64 = 4 << 20;
 
-/// A reservation shrinks in steps of so many bytes.
+/// The step in which a reservation shrinks.
 const STEP_BYTES: u64 = 8 << 20;
 
 /// The name of the file that takes the room.
@@ -28,7 +28,7 @@ pub(super) fn needed(memory_bytes: u64, copies: u64) -> u64 {
     (memory_bytes + memory_bytes / 10 + OVERHEAD_BYTES).saturating_mul(copies)
 }
 
-/// Checks that a directory's file system has room for so many bytes, and then a
+/// Checks that a directory's file system has room for these bytes, and then a
 /// twentieth of it for others.
 ///
 /// # Errors
@@ -86,7 +86,7 @@ impl Reservation {
         })
     }
 
-    /// Gives room back, as much as an image takes now.
+    /// Releases room, as much as an image takes now.
     ///
     /// # Errors
     /// Those of ftruncate(2).
@@ -103,7 +103,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Gives all of it back.
+    /// Releases all of it.
     pub(super) fn end(mut self) {
         if let Some(file) = self.file.take() {
             // The file goes with the session.
