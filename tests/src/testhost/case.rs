@@ -1,8 +1,8 @@
 //! One migration in which something goes wrong, and what has to come of it.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,6 +217,7 @@ impl Case {
             at_step: Vec::new(),
             logs: Vec::new(),
             struck: Arc::default(),
+            open: Arc::new(RwLock::new(true)),
             lasting: self.faults.is_empty() && self.network.is_empty(),
             stops_leader: false,
             recover: Vec::new(),
@@ -243,6 +244,8 @@ struct Prepared {
     /// Logs of strace(1), which say whether a call has failed.
     logs: Vec<std::path::PathBuf>,
     struck: Arc<AtomicBool>,
+    /// Whether a fault may still strike. One that comes later would hit the next case.
+    open: Arc<RwLock<bool>>,
     /// It strikes for certain.
     lasting: bool,
     stops_leader: bool,
@@ -296,6 +299,13 @@ impl Prepared {
 
     /// Has a call made at a moment.
     fn at(&mut self, pair: &Pair, moment: Moment, call: Call) -> Result<()> {
+        let open = Arc::clone(&self.open);
+        let call: Call = Box::new(move || {
+            let open = open.read().unwrap_or_else(PoisonError::into_inner);
+            if *open {
+                call();
+            }
+        });
         match moment {
             Moment::Before => bail!("a fault that strikes before there is anything to strike"),
             Moment::Step(step, delay) => {
@@ -322,20 +332,7 @@ impl Prepared {
         let mut cut_for_good = false;
         loop {
             let ended = mover.has_ended();
-            if self.has_power_to_give(pair) {
-                thread::sleep(POWER_CUT);
-                for (side, kept) in &self.cuts {
-                    if !host(pair, *side).handle().is_up() {
-                        let storage = match kept {
-                            true => Storage::Kept,
-                            false => Storage::New,
-                        };
-                        reboot(pair, *side, storage)?;
-                        // As whoever boots a host would.
-                        spawn_recover(host(pair, *side), "migrator recover")?;
-                    }
-                }
-            }
+            self.give_power(pair)?;
             // What the destination may have done is lost with it: an operator says so.
             if !cut_for_good && self.destination_is_lost(pair) && began.elapsed() > POWER_CUT * 6 {
                 cut_for_good = true;
@@ -353,6 +350,10 @@ impl Prepared {
         }
         pair.relay.undivert();
         let moved = mover.finish(Duration::ZERO)?;
+        // A fault that comes a little after a step may still strike.
+        thread::sleep(LATE_FAULT);
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+        self.give_power(pair)?;
         for side in &self.recover {
             if host(pair, *side).handle().is_up() {
                 spawn_recover(host(pair, *side), "migrator recover")?;
@@ -361,10 +362,25 @@ impl Prepared {
         Ok(moved)
     }
 
-    fn has_power_to_give(&self, pair: &Pair) -> bool {
-        self.cuts
-            .iter()
-            .any(|(side, _)| !host(pair, *side).handle().is_up())
+    /// Boots the hosts that a fault has cut off from their power.
+    fn give_power(&self, pair: &mut Pair) -> Result<()> {
+        let is_off = |side: Side, pair: &Pair| !host(pair, side).handle().is_up();
+        if !self.cuts.iter().any(|(side, _)| is_off(*side, pair)) {
+            return Ok(());
+        }
+        thread::sleep(POWER_CUT);
+        for (side, kept) in &self.cuts {
+            if is_off(*side, pair) {
+                let storage = match kept {
+                    true => Storage::Kept,
+                    false => Storage::New,
+                };
+                reboot(pair, *side, storage)?;
+                // As whoever boots a host would.
+                spawn_recover(host(pair, *side), "migrator recover")?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the destination was told to run the tree, and has been booted.
@@ -376,8 +392,6 @@ impl Prepared {
 
     fn judge(&self, pair: &Pair, tree: &Tree, moved: &Moved) -> Result<Option<Side>> {
         ensure!(moved.code.is_some(), "the move does not end");
-        // A fault that comes a little after a step may still strike.
-        thread::sleep(LATE_FAULT);
         let lost = self.destination_is_lost(pair);
         let source_lost = self.struck.load(Ordering::SeqCst)
             && self.cuts.iter().any(|(side, _)| *side == Side::Source);

@@ -115,7 +115,7 @@ impl Case {
 
     fn add(&mut self, random: &mut Random) {
         let side = pick(random, &[Side::Source, Side::Destination]);
-        match random.below(20) {
+        match random.below(24) {
             0..5 => self.add_network(random),
             5..9 => {
                 let who = who(random, side);
