@@ -12,6 +12,7 @@ use crate::handover::Session;
 use crate::handover::guard;
 use crate::handover::listing::{Listed, list};
 use crate::handover::recovery::{Operator, Patience, Undecided, recover};
+use crate::handover::session::sweep;
 use crate::say;
 use crate::signals::{Signals, ignore_file_limit};
 
@@ -55,6 +56,9 @@ pub(super) fn run(args: RecoverArgs) -> anyhow::Result<Outcome> {
     };
     let signals = Signals::block()?;
     ignore_file_limit()?;
+    if args.session.is_none() && !args.list {
+        sweep();
+    }
     let mut printed = Printed {
         schema: SCHEMA,
         sessions: Vec::new(),

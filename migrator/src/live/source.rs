@@ -29,7 +29,7 @@ use crate::exit::Unsupported;
 use crate::handover::journal::{Origin, Side};
 use crate::handover::outgoing::Action;
 use crate::handover::outgoing::executor::Executor;
-use crate::handover::session::{STORAGE, fresh_name};
+use crate::handover::session::{STORAGE, fresh_name, sweep};
 use crate::handover::{Journal, Session};
 use crate::pagelist::Heat;
 use crate::prefetch::Progress;
@@ -155,6 +155,7 @@ pub fn run(
         );
     }
 
+    sweep();
     let session = Session::named(&fresh_name()?)?;
     let order = order(options, &session, &processes, files, memory_bytes)?;
     let journal = Journal {

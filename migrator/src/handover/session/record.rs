@@ -107,7 +107,8 @@ impl Session {
 
 /// Removes what is kept for a question of a source that has not asked or
 /// confirmed for 30 days: tombstones, and notes of trees that run here. A
-/// question that comes later is answered "not known", which is safe.
+/// question that comes later is answered "not known", which is safe. Removes also
+/// what a process left that was killed while it removed notes.
 pub fn sweep() {
     for entry in fs::read_dir(SESSIONS).into_iter().flatten().flatten() {
         // Notes that were being removed when a process was killed.
