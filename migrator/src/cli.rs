@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::pagelist::{self, Heat};
 use crate::pathmap::Mapping;
 use crate::source::Choice;
 
@@ -99,9 +100,13 @@ pub struct ObserveArgs {
     /// How long one epoch is: after each, a use counts three quarters of what it did.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
     pub interval: Duration,
-    /// Leave out pages that are less hot; 2 keeps what was used more than once.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
-    pub min_heat: u8,
+    /// List only pages of at least this heat: resident, referenced, once, active, again,
+    /// or a number from 1 (resident) to 255.
+    #[arg(long, value_name = "HEAT", default_value = "resident", value_parser = heat)]
+    pub min_heat: Heat,
+    /// List only pages whose use was observed: leave out what the LRU knows besides.
+    #[arg(long)]
+    pub observed_only: bool,
 }
 
 /// Whether `track` observes in windows.
@@ -173,7 +178,7 @@ pub struct WarmArgs {
     /// Read at most this much per second, as in 100MiB/s.
     #[arg(long, value_name = "RATE", value_parser = bandwidth)]
     pub bandwidth: Option<ByteSize>,
-    /// Read pages of heat 2 and more twice, so that they land on the active list.
+    /// Read pages of heat `active` and more twice, so that they land on the active list.
     #[arg(long)]
     pub activate: bool,
 }
@@ -380,6 +385,22 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err("the time must be more than zero".into());
     }
     Ok(time)
+}
+
+/// A heat, by its name or as a number.
+fn heat(text: &str) -> Result<Heat, String> {
+    if let Some((_, heat)) = pagelist::STEPS.iter().find(|(name, _)| *name == text) {
+        return Ok(*heat);
+    }
+    match text.parse() {
+        Ok(0) | Err(_) => {
+            let names = pagelist::STEPS.map(|(name, _)| name).join(", ");
+            Err(format!(
+                "a heat is one of {names}, or a number from 1 to 255"
+            ))
+        }
+        Ok(heat) => Ok(heat),
+    }
 }
 
 /// A rate such as `100MiB/s` in bytes per second; not zero.

@@ -7,9 +7,10 @@
 //! of what it was ([`Ranking`]), so that it is how often and how lately the page
 //! was used. That it was used more than once is never forgotten.
 //!
-//! Heat is 1 for what was used once, as by a backup, however lately; and for what
-//! somebody came back to it is 2 and more by the logarithm of the count, four
-//! steps for each doubling. What is in use all the time has some 58.
+//! Heat is [`pagelist::ONCE`](crate::pagelist::ONCE) for a page that was used once, as
+//! by a backup, however lately. For a page that was used again it is
+//! [`pagelist::AGAIN`](crate::pagelist::AGAIN) and more by the logarithm of the count,
+//! four steps for each doubling. A page in use all the time has some 62.
 //!
 //! The numbers of [`Ranking::default`] are chosen by `cargo xtask bench quality`,
 //! which tries others beside them.
@@ -26,7 +27,7 @@ use chunk::{CHUNK_ROOM, Chunk};
 use count::{AGAIN, COUNT, SOMETHING, aged, warmth};
 
 use crate::format::MAX_RUNS;
-use crate::pagelist::{Heat, Run};
+use crate::pagelist::{ACTIVE, Heat, Run};
 
 /// A file, as the kernel names it: kernel `dev_t` and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,7 +118,7 @@ impl Sum {
     pub fn add(&mut self, pages: u64, heat: Heat) {
         self.pages += pages;
         self.heat += pages * u64::from(heat);
-        if heat >= 2 {
+        if heat >= ACTIVE {
             self.again += pages;
         }
     }
@@ -379,6 +380,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pagelist::{AGAIN as AGAIN_HEAT, ONCE};
 
     const FILE: FileId = FileId {
         device: 1,
@@ -408,8 +410,8 @@ mod tests {
         let mut map = HeatMap::default();
         map.mark(FILE, 0, &bits(&[3, 70], &[70]));
         let found = heats(&map);
-        assert_eq!(found[0], (3, 1));
-        assert!(matches!(found[1], (70, 2..)), "{found:?}");
+        assert_eq!(found[0], (3, ONCE));
+        assert!(matches!(found[1], (70, AGAIN_HEAT..)), "{found:?}");
     }
 
     #[test]
@@ -419,8 +421,11 @@ mod tests {
         map.next_epoch();
         map.mark(FILE, 0, &bits(&[2], &[]));
         let found = heats(&map);
-        assert!(matches!(found[..], [(1, 1), (2, 2..), (3, 1)]), "{found:?}");
-        let again = map.runs(FILE, 2, u64::MAX);
+        assert!(
+            matches!(found[..], [(1, ONCE), (2, AGAIN_HEAT..), (3, ONCE)]),
+            "{found:?}"
+        );
+        let again = map.runs(FILE, AGAIN_HEAT, u64::MAX);
         assert_eq!(again.iter().map(|run| run.index).collect::<Vec<_>>(), [2]);
     }
 
@@ -431,15 +436,15 @@ mod tests {
             (0..10).for_each(|_| map.mark(FILE, 1, &bits(&[5], &[5])));
             map.next_epoch();
         }
-        assert_eq!(heats(&map), [(517, 57)]);
-        let mut before = 57;
+        assert_eq!(heats(&map), [(517, 61)]);
+        let mut before = 61;
         for _ in 0..EPOCHS + 3 {
             map.next_epoch();
             let now = heats(&map)[0].1;
-            assert!(now < before || now == 2, "{now} after {before}");
+            assert!(now < before || now == AGAIN_HEAT, "{now} after {before}");
             before = now;
         }
-        assert_eq!(before, 2);
+        assert_eq!(before, AGAIN_HEAT);
     }
 
     #[test]
@@ -467,7 +472,16 @@ mod tests {
         }
         let found = heats(&map);
         assert!(
-            matches!(found[..], [(2, 1), (3, 1), (70, 2..), (71, 1), (511, 1)]),
+            matches!(
+                found[..],
+                [
+                    (2, ONCE),
+                    (3, ONCE),
+                    (70, AGAIN_HEAT..),
+                    (71, ONCE),
+                    (511, ONCE)
+                ]
+            ),
             "{found:?}"
         );
     }
@@ -481,7 +495,7 @@ mod tests {
             [Run {
                 index: 1,
                 pages: 2,
-                heat: 1
+                heat: ONCE
             }]
         );
     }
@@ -530,7 +544,7 @@ mod tests {
             map.next_epoch();
         }
         assert_eq!(map.room, Chunk::new(0, 1).room());
-        assert_eq!(map.runs(FILE, 2, u64::MAX).len(), 1);
+        assert_eq!(map.runs(FILE, AGAIN_HEAT, u64::MAX).len(), 1);
         assert_eq!(map.count(FILE), (512, 512));
         // One page is used more often; in the end nothing is left of that.
         map.mark(FILE, 0, &bits(&[7], &[]));
@@ -585,7 +599,7 @@ mod tests {
             prop_assert_eq!(found.iter().map(|(page, _)| *page).collect::<Vec<_>>(),
                 all.into_iter().collect::<Vec<_>>());
             for (page, heat) in &found {
-                prop_assert_eq!(*heat >= 2, uses(*page) >= 2);
+                prop_assert_eq!(*heat >= AGAIN_HEAT, uses(*page) >= 2);
             }
             let mut sum = Sum::default();
             found.iter().for_each(|(_, heat)| sum.add(1, *heat));

@@ -4,13 +4,42 @@
 //! and read by [`format`](crate::format), and turned into reads by
 //! [`plan`](crate::plan).
 
+pub mod runs;
+
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// How much a page was used. 1 is "used once", 2 is "used more than once";
-/// what lies above ranks pages by how often and how lately they were used.
-/// 0 never stands in a list.
+/// How much a page is worth. 0 never stands in a list; the steps up to [`AGAIN`]
+/// have names, and what lies above ranks pages by how often and how lately they were
+/// used.
+///
+/// The steps of the LRU and of observed uses interleave: a page that was seen to be
+/// used once is worth more than one that the kernel has marked as referenced, which is
+/// also a single use; and less than one on the active list, which has been used more
+/// often, though it was not seen.
 pub type Heat = u8;
+
+/// In the page cache, and not known to have been used: it may have been read ahead.
+pub const RESIDENT: Heat = 1;
+/// Marked as referenced on the inactive list: used once since it came.
+pub const REFERENCED: Heat = 2;
+/// Seen to be used once, as by a backup.
+pub const ONCE: Heat = 3;
+/// On the active list: used more than once.
+pub const ACTIVE: Heat = 4;
+/// Used again since it came to the active list.
+pub const ACTIVE_REFERENCED: Heat = 5;
+/// Seen to be used more than once, if long ago.
+pub const AGAIN: Heat = 6;
+
+/// The names of the steps.
+pub const STEPS: [(&str, Heat); 5] = [
+    ("resident", RESIDENT),
+    ("referenced", REFERENCED),
+    ("once", ONCE),
+    ("active", ACTIVE),
+    ("again", AGAIN),
+];
 
 /// A run of neighbouring pages of one file that have the same heat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

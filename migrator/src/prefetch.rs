@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::pagelist::{Heat, PageIndexList};
+use crate::pagelist::{self, Heat, PageIndexList};
 use crate::pathmap::Mapping;
 
 pub(crate) use self::open::made_up;
@@ -93,7 +93,7 @@ impl Default for Options {
 }
 
 /// Pages this hot are activated: used more than once at the source.
-pub const ACTIVATE: Heat = 2;
+pub const ACTIVATE: Heat = pagelist::ACTIVE;
 
 /// How far a prefetch is, for whoever watches.
 #[derive(Debug, Default)]

@@ -59,8 +59,15 @@ impl Track {
             .args(["track", "--source", source, "--json", "--output"])
             .arg(&output)
             .args(args);
-        if !args.iter().any(|arg| arg.as_ref() == "--windows") {
+        let has = |option: &str| args.iter().any(|arg| arg.as_ref() == option);
+        if !has("--windows") {
             command.args(["--windows", "never"]);
+        }
+        // Resident pages of which no use is known would hide what a source has seen.
+        match source {
+            "ebpf" => drop(command.arg("--observed-only")),
+            _ if !has("--min-heat") => drop(command.args(["--min-heat", "referenced"])),
+            _ => {}
         }
         Self::spawn(command, output)
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use migrator::pagelist::AGAIN;
 use migrator_tests::mapped::mapped;
 use migrator_tests::mount::Mount;
 use migrator_tests::random::Random;
@@ -305,7 +306,7 @@ fn one_huge_request_is_seen_whole() {
         let score = Score::new(&tracked.pages(&path), &all(bytes / PAGE));
         score.assert_exact(&format!("{cache:?}: one huge pread"));
         // However many batches the kernel made of it, it is one use.
-        let again = tracked.hot_pages(&path, 2).len();
+        let again = tracked.hot_pages(&path, AGAIN).len();
         println!("{cache:?}: {again} pages count as used again");
         assert!(again as u64 <= bytes / PAGE / 100);
     }

@@ -1,10 +1,11 @@
 //! What is used over and over stays on the list, and what a backup reads once
-//! does not: `--min-heat 2`.
+//! does not: `--min-heat again`.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use migrator::pagelist::AGAIN;
 use migrator_tests::random::Random;
 use migrator_tests::reader::{Place, Reader, Step};
 use migrator_tests::score::Score;
@@ -85,7 +86,7 @@ fn min_heat_keeps_the_set_and_none_of_the_scan() {
         evict(&scan);
         let mut reader = Reader::start(env!("CARGO_BIN_EXE_reader"));
         let pid = reader.pid().to_string();
-        let track = Track::start(&scratch, &["--pid", &pid, "--min-heat", "2"]);
+        let track = Track::start(&scratch, &["--pid", &pid, "--min-heat", "again"]);
         let pass = |random: &mut Random| Step::pages(&data, random.shuffled(set.iter().copied()));
         let passes = (0..5).map(|_| pass(&mut random)).collect();
         // Both at the same time, in two processes of one tree.
@@ -133,7 +134,7 @@ fn a_set_inside_the_scanned_file_is_told_from_the_rest() {
     let tracked = track.finish();
     let all: BTreeSet<u64> = (0..data_pages()).collect();
     Score::new(&tracked.pages(&path), &all).assert_exact("all that was used");
-    let score = Score::new(&tracked.hot_pages(&path, 2), &set);
+    let score = Score::new(&tracked.hot_pages(&path, AGAIN), &set);
     score.assert_complete("what was used again");
     assert!(score.extra.len() as u64 <= data_pages() / 100, "{score}");
 }

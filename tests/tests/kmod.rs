@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use migrator::pagelist;
 use migrator::source::kmod::{DEVICE, Module};
 use migrator::source::pageflags::{PageFlags, PageFlagsError, PageState, StateRun};
 use migrator_tests::module::{Loaded, Log, LruGen, errno, unload};
@@ -644,7 +645,14 @@ fn track_makes_the_same_list_with_it_as_with_proc() {
         .iter()
         .map(|run| (run.index, run.pages, run.heat))
         .collect();
-    assert_eq!(runs, [(10, 1, 1), (20, 1, 2), (30, 2, 3)]);
+    assert_eq!(
+        runs,
+        [
+            (10, 1, pagelist::REFERENCED),
+            (20, 1, pagelist::ACTIVE),
+            (30, 2, pagelist::ACTIVE_REFERENCED)
+        ]
+    );
     let other: Vec<_> = track("procfs")
         .iter()
         .map(|run| (run.index, run.pages, run.heat))

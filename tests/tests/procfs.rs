@@ -12,7 +12,7 @@ use std::thread;
 
 use migrator::file::{Resolver, Unresolved};
 use migrator::kernel::lru_gen_enabled;
-use migrator::pagelist::{HotFile, Run};
+use migrator::pagelist::{ACTIVE, ACTIVE_REFERENCED, HotFile, REFERENCED, Run};
 use migrator::source::lru::{Reason, Sample, Sampler};
 use migrator::source::pageflags::{PageFlags, PageState, StateRun, drain_batches};
 use migrator::target::Target;
@@ -329,7 +329,12 @@ fn heat_follows_the_number_of_reads() {
         }
     }
     let run = |index, pages, heat| Run { index, pages, heat };
-    let expected = [run(10, 2, 1), run(20, 1, 2), run(30, 2, 3), run(999, 1, 3)];
+    let expected = [
+        run(10, 2, REFERENCED),
+        run(20, 1, ACTIVE),
+        run(30, 2, ACTIVE_REFERENCED),
+        run(999, 1, ACTIVE_REFERENCED),
+    ];
     let resident = fincore(&path);
     for round in 0..3 {
         let sample = sample(&holder.target());

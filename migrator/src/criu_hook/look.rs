@@ -32,7 +32,8 @@ use crate::file::identity;
 use crate::file::maps::Mapping;
 use crate::file::{Device, open_files};
 use crate::kernel;
-use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
+use crate::pagelist::runs::{self, Joined};
+use crate::pagelist::{ACTIVE, FileIdentity, Heat, HotFile, PageIndexList, REFERENCED, Run};
 use crate::prefetch::made_up;
 use crate::source::lru::Sampler;
 use crate::source::mapped;
@@ -46,7 +47,7 @@ const PART: u64 = 64 << 20;
 const LOOKERS: usize = 8;
 
 /// Heat of pages of which nothing is known but that they are mapped.
-const MAPPED: Heat = 1;
+const MAPPED: Heat = REFERENCED;
 
 /// What was seen.
 #[derive(Debug)]
@@ -240,57 +241,23 @@ fn collect(
 }
 
 fn again(file: &HotFile) -> u64 {
-    let runs = file.runs.iter().filter(|run| run.heat >= 2);
+    let runs = file.runs.iter().filter(|run| run.heat >= ACTIVE);
     runs.map(|run| u64::from(run.pages)).sum()
 }
 
-/// The runs of both kinds, sorted and joined: a page that is mapped is at
-/// least [`MAPPED`] hot. None lies beyond `end`.
-fn warm(mut runs: Vec<Run>, mut mapped: Vec<Range<u64>>, end: u64) -> Vec<Run> {
-    // The file may be shorter by now.
-    runs.retain(|run| run.index < end);
-    for run in &mut runs {
-        run.pages = u64::from(run.pages).min(end - run.index) as u32;
-    }
-    runs.sort_unstable_by_key(|run| run.index);
+/// Returns the runs of both kinds: a page that is mapped is at least [`MAPPED`] hot.
+/// None lies beyond `end`: the file may be shorter by now.
+fn warm(mut seen: Vec<Run>, mut mapped: Vec<Range<u64>>, end: u64) -> Vec<Run> {
+    seen.sort_unstable_by_key(|run| run.index);
     mapped.sort_unstable_by_key(|range| range.start);
-    let mut gaps = Vec::new();
-    let mut ranked = runs.iter().peekable();
-    let mut at = 0;
+    let mut used = Joined::default();
+    let mut index = 0;
     for range in mapped {
-        at = at.max(range.start);
-        while at < range.end.min(end) {
-            while ranked.next_if(|run| run.end() <= at).is_some() {}
-            let next = match ranked.peek() {
-                Some(run) if run.index <= at => {
-                    at = run.end();
-                    continue;
-                }
-                Some(run) => run.index,
-                None => u64::MAX,
-            };
-            let stop = next.min(range.end).min(end).min(at + u64::from(u32::MAX));
-            gaps.push(Run {
-                index: at,
-                pages: (stop - at) as u32,
-                heat: MAPPED,
-            });
-            at = stop;
-        }
+        // Several processes may map the same.
+        used.push(range.start.max(index), range.end, MAPPED);
+        index = index.max(range.end);
     }
-    runs.extend(gaps);
-    runs.sort_unstable_by_key(|run| run.index);
-    let mut joined: Vec<Run> = Vec::new();
-    for run in runs {
-        match joined.last().and_then(|last| last.join(run)) {
-            Some(both) => {
-                joined.pop();
-                joined.push(both);
-            }
-            None => joined.push(run),
-        }
-    }
-    joined
+    runs::clip(&runs::union(&seen, &used.into_runs()), end)
 }
 
 /// The files of the tree.
@@ -441,6 +408,7 @@ impl Candidate {
 #[allow(clippy::single_range_in_vec_init, reason = "ranges are what is mapped")]
 mod tests {
     use super::*;
+    use crate::pagelist::RESIDENT;
 
     fn runs(runs: &[(u64, u32, Heat)]) -> Vec<Run> {
         let run = |&(index, pages, heat)| Run { index, pages, heat };
@@ -449,17 +417,28 @@ mod tests {
 
     #[test]
     fn mapped_pages_fill_the_gaps() {
-        let ranked = runs(&[(10, 5, 2), (30, 2, 1)]);
+        let ranked = runs(&[(10, 5, ACTIVE), (30, 2, RESIDENT)]);
         let warm = |mapped: &[Range<u64>]| warm(ranked.clone(), mapped.to_vec(), 100);
         assert_eq!(warm(&[]), ranked);
         assert_eq!(
             warm(&[8..20, 25..31]),
-            runs(&[(8, 2, 1), (10, 5, 2), (15, 5, 1), (25, 7, 1)])
+            runs(&[
+                (8, 2, MAPPED),
+                (10, 5, ACTIVE),
+                (15, 5, MAPPED),
+                (25, 6, MAPPED),
+                (31, 1, RESIDENT)
+            ])
         );
         // Several processes map the same, and one of them beyond the end.
         assert_eq!(
             warm(&[40..60, 50..70, 11..13, 40..45, 90..200]),
-            runs(&[(10, 5, 2), (30, 2, 1), (40, 30, 1), (90, 10, 1)])
+            runs(&[
+                (10, 5, ACTIVE),
+                (30, 2, RESIDENT),
+                (40, 30, MAPPED),
+                (90, 10, MAPPED)
+            ])
         );
     }
 

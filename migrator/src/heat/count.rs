@@ -1,6 +1,6 @@
 //! The count of a page: how often and how lately it was used (pure).
 
-use crate::pagelist::Heat;
+use crate::pagelist::{self, Heat};
 
 /// A use, in the unit that counts have.
 pub(super) const USE: u16 = 1 << 8;
@@ -35,15 +35,15 @@ pub(super) fn warmth(page: u16) -> usize {
 /// Heat of a page that was used.
 pub(super) fn heat(page: u16) -> Heat {
     if page & AGAIN == 0 {
-        return 1;
+        return pagelist::ONCE;
     }
     // The binary logarithm with two digits behind the point, as a floating-point
     // number has it: exponent and the first bits of the mantissa.
     let count = u32::from(page & COUNT).max(1) << 2;
     let exponent = count.ilog2() - 2;
     let mantissa = count >> exponent & 3;
-    // At most 2 + 14 * 4 + 3, so it fits.
-    (2 + exponent * 4 + mantissa) as Heat
+    // At most 14 * 4 + 3 more, so it fits.
+    pagelist::AGAIN + (exponent * 4 + mantissa) as Heat
 }
 
 #[cfg(test)]
@@ -56,6 +56,6 @@ mod tests {
             let [one, two] = [count, 2 * count].map(|count| heat(AGAIN | count));
             assert_eq!(two, one + 4, "{count}");
         }
-        assert_eq!(heat(AGAIN | COUNT), 61);
+        assert_eq!(heat(AGAIN | COUNT), 65);
     }
 }

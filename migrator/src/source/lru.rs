@@ -27,7 +27,10 @@ use super::kmod::Module;
 use super::pageflags::{PageFlags, PageFlagsError, PageState, StateRun, drain_batches};
 use crate::file::{Resolver, Unresolved};
 use crate::kernel::lru_gen_enabled;
-use crate::pagelist::{FileIdentity, Heat, HotFile, Run};
+use crate::pagelist::runs::Joined;
+use crate::pagelist::{
+    ACTIVE, ACTIVE_REFERENCED, FileIdentity, Heat, HotFile, REFERENCED, RESIDENT, Run,
+};
 use crate::target::{Target, TargetError};
 
 /// Takes samples.
@@ -181,7 +184,7 @@ impl Sampler {
     /// # Errors
     /// As [`PageFlags::scan`].
     pub fn hot_part(&self, file: &File, part: Range<u64>) -> Result<Vec<Run>, PageFlagsError> {
-        Ok(hot_runs(&self.scan_part(file, part)?))
+        Ok(runs_of(&self.scan_part(file, part)?))
     }
 
     /// Has the kernel put pages where their use says that they belong.
@@ -223,7 +226,7 @@ impl Sampler {
         match self.scan_part(&file, 0..identity.size) {
             Ok(states) => Ok(Ok(HotFile {
                 identity,
-                runs: hot_runs(&states),
+                runs: runs_of(&states),
             })),
             // No page of any file would do better.
             Err(error @ PageFlagsError::NotPermitted(_)) => Err(error.into()),
@@ -272,40 +275,21 @@ fn open(identity: &FileIdentity) -> io::Result<File> {
     Ok(file)
 }
 
-/// Ranks pages: what was used on the inactive list, what is on the active
-/// list, and what was used there again. Resident pages that are neither were
-/// read ahead and not used; they are no part of the working set.
-fn hot_runs(states: &[StateRun]) -> Vec<Run> {
+/// Ranks pages by the steps of the LRU.
+fn runs_of(states: &[StateRun]) -> Vec<Run> {
     let heat = |state: PageState| -> Heat {
         match (state.active, state.referenced) {
-            (false, false) => 0,
-            (false, true) => 1,
-            (true, false) => 2,
-            (true, true) => 3,
+            (false, false) => RESIDENT,
+            (false, true) => REFERENCED,
+            (true, false) => ACTIVE,
+            (true, true) => ACTIVE_REFERENCED,
         }
     };
-    let mut runs: Vec<Run> = Vec::new();
-    for state in states {
-        let heat = heat(state.state);
-        if heat == 0 {
-            continue;
-        }
-        let (mut index, end) = (state.index, state.index + state.pages);
-        if let Some(run) = runs.last_mut()
-            && run.end() == index
-            && run.heat == heat
-        {
-            let more = (u64::from(u32::MAX - run.pages)).min(end - index);
-            run.pages += more as u32;
-            index += more;
-        }
-        while index < end {
-            let pages = (end - index).min(u32::MAX.into()) as u32;
-            runs.push(Run { index, pages, heat });
-            index += u64::from(pages);
-        }
+    let mut joined = Joined::default();
+    for run in states {
+        joined.push(run.index, run.index + run.pages, heat(run.state));
     }
-    runs
+    joined.into_runs()
 }
 
 #[cfg(test)]
@@ -336,24 +320,14 @@ mod tests {
             (30, 1, false, true),
         ]);
         assert_eq!(
-            hot_runs(&states),
-            runs(&[(10, 5, 1), (15, 1, 2), (16, 2, 3), (30, 1, 2)])
-        );
-    }
-
-    #[test]
-    fn neighbours_of_one_heat_join() {
-        let states = states(&[(0, 3, true, false), (3, 4, true, false), (7, 1, true, true)]);
-        assert_eq!(hot_runs(&states), runs(&[(0, 7, 1), (7, 1, 3)]));
-    }
-
-    #[test]
-    fn runs_longer_than_the_list_can_say_are_split() {
-        let long = u64::from(u32::MAX) + 10;
-        let states = states(&[(0, 5, true, false), (5, long, true, false)]);
-        assert_eq!(
-            hot_runs(&states),
-            runs(&[(0, u32::MAX, 1), (u64::from(u32::MAX), 15, 1)])
+            runs_of(&states),
+            runs(&[
+                (0, 10, RESIDENT),
+                (10, 5, REFERENCED),
+                (15, 1, ACTIVE),
+                (16, 2, ACTIVE_REFERENCED),
+                (30, 1, ACTIVE)
+            ])
         );
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use migrator::format;
+use migrator::pagelist::ACTIVE;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
@@ -73,7 +74,7 @@ pub fn track(
     for file in ours {
         files += 1;
         pages += file.pages();
-        let again = file.runs.iter().filter(|run| run.heat >= 2);
+        let again = file.runs.iter().filter(|run| run.heat >= ACTIVE);
         hot += again.map(|run| u64::from(run.pages)).sum::<u64>();
     }
     Ok(json!({
