@@ -526,6 +526,23 @@ fn a_late_roll_back_frees_the_locks_on_the_destination() -> Result<()> {
     Ok(())
 }
 
+/// A restore that hangs on the source, where the tree is not any more, is begun again.
+#[test]
+#[ignore = "needs root"]
+fn a_roll_back_that_hangs_is_begun_again() -> Result<()> {
+    let gone = Fault::Kill(Who::Both(Side::Destination));
+    let outcome = run(Case::plain(Locks::Held)
+        .with(Fault::CriuHangsOnce(Side::Source, 2), Moment::Before)
+        .with(gone, Moment::Delivered(Back, Kind::RESTORED)))?;
+    ensure!(outcome.side == Some(Side::Source), "it is not here");
+    ensure!(
+        outcome.moved.said.contains("trying again"),
+        "{}",
+        outcome.moved.said
+    );
+    Ok(())
+}
+
 /// L3: a destination that is never asked again keeps no session.
 #[test]
 #[ignore = "needs root"]

@@ -158,7 +158,9 @@ impl Case {
         let outcome = self.migrate(pair, &tree);
         tree.end(&handles(pair).iter().collect::<Vec<_>>());
         for host in pair.hosts() {
-            _ = fs::remove_file(host.handle().path("/usr/local/bin/criu"));
+            for place in ["/usr/local/bin/criu", "/run/orders"] {
+                _ = fs::remove_file(host.handle().path(place));
+            }
         }
         if fresh {
             reboot(pair, Side::Source, Storage::New)?;
@@ -197,7 +199,7 @@ impl Case {
             false => OLD_MAX_FREEZE,
         };
         ensure!(
-            frozen < Duration::from_secs(limit) + FREEZE_SLACK || prepared.stops_leader,
+            frozen < Duration::from_secs(limit) + FREEZE_SLACK || prepared.stands_longer,
             "the tree stood still for {frozen:?} before the commit; it said\n{}",
             moved.said
         );
@@ -219,7 +221,7 @@ impl Case {
             struck: Arc::default(),
             open: Arc::new(RwLock::new(true)),
             lasting: self.faults.is_empty() && self.network.is_empty(),
-            stops_leader: false,
+            stands_longer: false,
             recover: Vec::new(),
             cuts: Vec::new(),
         };
@@ -248,7 +250,8 @@ struct Prepared {
     open: Arc<RwLock<bool>>,
     /// It strikes for certain.
     lasting: bool,
-    stops_leader: bool,
+    /// The roll back itself may take longer than the promise.
+    stands_longer: bool,
     /// Where no guard may be left.
     recover: Vec<Side>,
     /// Hosts that lose their power, and whether they keep their disk.
@@ -263,8 +266,9 @@ impl Prepared {
             Fault::Kill(super::Who::Both(side) | super::Who::Guard(side)) => {
                 self.recover.push(*side);
             }
-            Fault::Stop(super::Who::Leader(Side::Source) | super::Who::Both(_), _) => {
-                self.stops_leader = true;
+            Fault::Stop(super::Who::Leader(Side::Source) | super::Who::Both(_), _)
+            | Fault::CriuHangsOnce(..) => {
+                self.stands_longer = true;
             }
             Fault::PowerCut(side, kept) => self.cuts.push((*side, *kept)),
             Fault::Syscall(..) => self.logs.push(log),
@@ -283,6 +287,7 @@ impl Prepared {
                 Fault::DiskFull(..)
                     | Fault::CriuFails(_)
                     | Fault::CriuHangs(_)
+                    | Fault::CriuHangsOnce(..)
                     | Fault::CriuMute(_)
                     | Fault::SeizeFails
             );

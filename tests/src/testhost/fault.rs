@@ -54,6 +54,8 @@ pub enum Fault {
     CriuFails(Side),
     /// CRIU hangs as soon as it is to dump or to restore.
     CriuHangs(Side),
+    /// CRIU hangs when it is to dump or to restore for the n-th time, and only then.
+    CriuHangsOnce(Side, u32),
     /// CRIU hangs when it is asked what it is.
     CriuMute(Side),
     /// CRIU fails to seize the restored tree.
@@ -164,6 +166,10 @@ impl Fault {
         let (side, order) = match self {
             Self::CriuFails(side) => (*side, "exit 1".to_owned()),
             Self::CriuHangs(side) => (*side, "kill -STOP $$".to_owned()),
+            Self::CriuHangsOnce(side, which) => (
+                *side,
+                format!("echo >>/run/orders; [ $(wc -l </run/orders) = {which} ] && kill -STOP $$"),
+            ),
             Self::CriuMute(side) => (*side, String::new()),
             Self::SeizeFails => (
                 Side::Destination,

@@ -1,5 +1,6 @@
 //! Stops, ends and continues the tree on the source, as its machine has decided.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,19 @@ const CRIU_LIMIT: Duration = Duration::from_secs(10);
 /// How long killed processes may take to end, the larger the longer.
 const KILLED_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a runtime may take to end a checkpoint, or to restore it here.
-const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+/// How long a runtime may take to end a checkpoint.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long an attempt to restore the tree here may take, besides the time for its
+/// images.
+const RESTORE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of images that a restore reads in a second, at least.
+const RESTORE_BYTES_PER_SECOND: u64 = 20 << 20;
+
+/// How often a restore is attempted. CRIU 4.1.1 was seen to hang once, in a process
+/// that it was restoring.
+const RESTORE_ATTEMPTS: u32 = 3;
 
 /// How long processes that have ended may stay in the process table.
 const REAP_LIMIT: Duration = Duration::from_secs(20);
@@ -64,7 +76,7 @@ impl Executor<'_> {
                 false => at_work.abort_dump(),
                 // podman writes its archive; killed in between, it would not
                 // know of the checkpoint.
-                true if is_killing => _ = at_work.wait(RESTORE_LIMIT),
+                true if is_killing => _ = at_work.wait(CHECKPOINT_LIMIT),
                 true => {
                     // One that is not stopped needs none.
                     _ = at_work.process.signal(Signal::CONT);
@@ -131,6 +143,23 @@ impl Executor<'_> {
             // A process that has died has restored it.
             return process::resume(root, stays);
         }
+        let root = self.restore_from_images()?;
+        process::resume(root, stays)
+    }
+
+    /// Restores the tree here from its images, in several attempts.
+    fn restore_from_images(&mut self) -> anyhow::Result<Process> {
+        let mut left = RESTORE_ATTEMPTS;
+        loop {
+            left -= 1;
+            match self.attempt_restore() {
+                Err(error) if left > 0 => crate::say!("{error:#}; trying again"),
+                restored => return restored,
+            }
+        }
+    }
+
+    fn attempt_restore(&mut self) -> anyhow::Result<Process> {
         let processes = self.processes();
         self.kill_half_made(&processes)?;
         // Their parents have to reap them before their ids are free.
@@ -151,7 +180,9 @@ impl Executor<'_> {
         let mut job = container::restore_here(subject, work, &self.journal.criu())?;
         // Known to a process that takes over in the middle.
         let noted = self.session.note(AT_WORK, job.at_work());
-        let restored = noted.and_then(|()| match job.wait(RESTORE_LIMIT)? {
+        let seconds = bytes_below(&images) / RESTORE_BYTES_PER_SECOND;
+        let limit = RESTORE_LIMIT + Duration::from_secs(seconds);
+        let restored = noted.and_then(|()| match job.wait(limit)? {
             Some(status) if status.success() => {
                 let root = job.restored_root()?;
                 self.session.note(ROOT, &root)?;
@@ -162,27 +193,27 @@ impl Executor<'_> {
                 crate::child::describe(status),
                 criu::complaint(self.session.storage(), "restore")
             ),
-            None => bail!("timed out after {} s", RESTORE_LIMIT.as_secs()),
+            None => bail!("timed out after {} s", limit.as_secs()),
         });
-        let root = match restored {
-            Ok(root) => root,
+        match restored {
+            Ok(root) => {
+                if let Some(group) = group {
+                    group.dissolve();
+                }
+                Ok(root)
+            }
             Err(error) => {
                 job.kill();
                 self.kill_half_made(&processes)?;
-                return Err(error).with_context(|| {
+                Err(error).with_context(|| {
                     format!(
                         "failed to restore {} from {}, where its images stay",
                         container::describe(subject),
                         images.display()
                     )
-                });
+                })
             }
-        };
-        process::resume(root, stays)?;
-        if let Some(group) = group {
-            group.dissolve();
         }
-        Ok(())
     }
 
     /// Kills what a restore on this host has left that did not come to its end.
@@ -224,4 +255,14 @@ impl Executor<'_> {
         }
         self.session.remove()
     }
+}
+
+/// Returns how many bytes the files in a directory have.
+fn bytes_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|about| about.is_file())
+        .map(|about| about.len())
+        .sum()
 }
