@@ -1,6 +1,6 @@
 //! Observes a target: source → heat, and the list that comes of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,11 +10,12 @@ use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
 use crate::duty::{News, Window};
-use crate::file::{InodeKey, Resolver};
+use crate::file::{InodeKey, Resolver, identity};
 use crate::format;
 use crate::heat::{FileId, HeatMap, Sum};
 use crate::kernel;
 use crate::memory;
+use crate::pagelist::runs::{clip, union};
 use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use crate::source::lru::Reason;
 use crate::source::mapped;
@@ -71,6 +72,9 @@ pub struct Known {
     heat: HeatMap,
     /// What samples have shown: the latest of each file.
     sampled: BTreeMap<FileName, HotFile>,
+    /// Pages that are known besides those, by `st_dev` and inode. A page that is in
+    /// both has the greater heat.
+    besides: BTreeMap<FileName, HotFile>,
 }
 
 /// What is known at one moment, in sum: the pages themselves stay where they are,
@@ -94,7 +98,7 @@ pub struct Found {
     pub identity: FileIdentity,
     /// Its pages.
     pub sum: Sum,
-    /// As heat names it, unless it was sampled.
+    /// As heat names it; nothing where it was sampled, or is known besides only.
     file: Option<FileId>,
 }
 
@@ -324,6 +328,7 @@ impl Tracker {
                 self.as_sampled(min_heat)
             }
         };
+        self.known.add_besides(&mut overview);
         overview.files.sort_unstable_by(|one, other| {
             let by_heat = other.sum.hotness().total_cmp(&one.sum.hotness());
             by_heat.then_with(|| one.identity.path.cmp(&other.identity.path))
@@ -361,10 +366,10 @@ impl Tracker {
     /// heat. What has been mapped since the last epoch, and what is read at this moment, may be
     /// missing.
     pub fn progress(&self, min_heat: Heat) -> Vec<(FileName, Sum)> {
-        let Known { heat, sampled } = &self.known;
+        let Known { heat, sampled, .. } = &self.known;
         let sampled = sampled
             .iter()
-            .map(|(name, file)| (*name, sum_of(file, min_heat)));
+            .map(|(name, file)| (*name, sum_of(&file.runs, min_heat)));
         let observed = heat.files().map(|file| {
             let name = (file.device.into(), file.inode);
             // The access map fills up meanwhile.
@@ -398,6 +403,19 @@ impl Tracker {
         let generation = self.generations.get(&file).copied().unwrap_or(0);
         let found = self.resolver.resolve(inode_key(file, generation));
         found.ok().map(|identity| identity.path)
+    }
+
+    /// Adds pages that were learned elsewhere. They stand in lists as if they had been
+    /// seen here; a page that was seen here, too, has the greater heat.
+    pub fn add_besides(&mut self, list: PageIndexList) {
+        let besides = &mut self.known.besides;
+        for file in list.files {
+            let name = (file.identity.device, file.identity.inode);
+            match besides.get_mut(&name) {
+                Some(known) => known.runs = union(&known.runs, &file.runs),
+                None => drop(besides.insert(name, file)),
+            }
+        }
     }
 
     /// What is known.
@@ -493,7 +511,7 @@ impl Tracker {
     fn as_sampled(&self, min_heat: Heat) -> Overview {
         let mut overview = Overview::new(min_heat);
         for file in self.known.sampled.values() {
-            let sum = sum_of(file, min_heat);
+            let sum = sum_of(&file.runs, min_heat);
             if sum.pages > 0 {
                 overview.files.push(Found {
                     identity: file.identity.clone(),
@@ -570,6 +588,38 @@ impl Known {
         })
     }
 
+    /// Counts in what is known besides: pages of files that are in the overview, and
+    /// files that are not.
+    fn add_besides(&self, overview: &mut Overview) {
+        let mut is_listed = BTreeSet::new();
+        for found in &mut overview.files {
+            let name = (found.identity.device, found.identity.inode);
+            if let Some(besides) = self.besides.get(&name) {
+                is_listed.insert(name);
+                let runs = self.merged(found, &besides.runs, overview.min_heat);
+                found.sum = sum_of(&runs, overview.min_heat);
+            }
+        }
+        for (name, file) in &self.besides {
+            if is_listed.contains(name) {
+                continue;
+            }
+            // Deleted or replaced since.
+            let Some(identity) = identity::now(&file.identity) else {
+                continue;
+            };
+            let runs = clip(&file.runs, end(&identity));
+            let sum = sum_of(&runs, overview.min_heat);
+            if sum.pages > 0 {
+                overview.files.push(Found {
+                    identity,
+                    sum,
+                    file: None,
+                });
+            }
+        }
+    }
+
     /// Gives the pages of a file, some runs at a time.
     fn each_runs<E>(
         &self,
@@ -578,15 +628,30 @@ impl Known {
         mut each: impl FnMut(&[Run]) -> Result<(), E>,
     ) -> Result<(), E> {
         let identity = &found.identity;
-        match found.file {
-            Some(file) => self.heat.each_runs(file, min_heat, end(identity), each),
-            None => {
-                let sampled = self.sampled.get(&(identity.device, identity.inode));
-                let runs = sampled.into_iter().flat_map(|file| &file.runs).copied();
-                let runs: Vec<_> = runs.filter(|run| run.heat >= min_heat).collect();
-                each(&runs)
+        let besides = self.besides.get(&(identity.device, identity.inode));
+        match (found.file, besides) {
+            (Some(file), None) => self.heat.each_runs(file, min_heat, end(identity), each),
+            (_, besides) => {
+                let besides = besides.map_or(&[][..], |file| &file.runs);
+                each(&self.merged(found, besides, min_heat))
             }
         }
+    }
+
+    /// Returns the pages of a file that were seen, and others.
+    fn merged(&self, found: &Found, besides: &[Run], min_heat: Heat) -> Vec<Run> {
+        let identity = &found.identity;
+        let end = end(identity);
+        let seen = match found.file {
+            Some(file) => self.heat.runs(file, min_heat, end),
+            None => {
+                let sampled = self.sampled.get(&(identity.device, identity.inode));
+                sampled.map_or_else(Vec::new, |file| file.runs.clone())
+            }
+        };
+        let mut runs = union(&seen, &clip(besides, end));
+        runs.retain(|run| run.heat >= min_heat);
+        runs
     }
 }
 
@@ -611,9 +676,9 @@ fn end(identity: &FileIdentity) -> u64 {
     identity.size.div_ceil(u64::from(kernel::page_size()))
 }
 
-fn sum_of(file: &HotFile, min_heat: Heat) -> Sum {
+fn sum_of(runs: &[Run], min_heat: Heat) -> Sum {
     let mut sum = Sum::default();
-    for run in file.runs.iter().filter(|run| run.heat >= min_heat) {
+    for run in runs.iter().filter(|run| run.heat >= min_heat) {
         sum.add(run.pages.into(), run.heat);
     }
     sum
@@ -633,5 +698,118 @@ fn inode_key(file: FileId, generation: u32) -> InodeKey {
         minor: file.device & 0xf_ffff,
         inode: file.inode,
         generation,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::pagelist::{ACTIVE, AGAIN, ONCE};
+
+    const SEEN: FileId = FileId {
+        device: 1,
+        inode: 2,
+    };
+
+    /// A file of so many pages.
+    fn file(directory: &Path, name: &str, pages: u64) -> FileIdentity {
+        let path = directory.join(name);
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(pages * u64::from(kernel::page_size()))
+            .unwrap();
+        let meta = file.metadata().unwrap();
+        FileIdentity {
+            path,
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            mtime_ns: identity::mtime_ns(&meta),
+        }
+    }
+
+    fn hot(identity: &FileIdentity, index: u64, pages: u32, heat: Heat) -> HotFile {
+        let runs = vec![Run { index, pages, heat }];
+        HotFile {
+            identity: identity.clone(),
+            runs,
+        }
+    }
+
+    /// What is known of a file that was seen, of which page 0 was used once and page 1
+    /// again.
+    fn known(identity: &FileIdentity, besides: Vec<HotFile>) -> (Known, Overview) {
+        let mut known = Known::default();
+        let mut bits = ChunkBits::default();
+        (bits.words[0].used, bits.words[0].again) = (0b11, 0b10);
+        known.heat.mark(SEEN, 0, &bits);
+        let name = |file: &HotFile| (file.identity.device, file.identity.inode);
+        known.besides = besides
+            .into_iter()
+            .map(|file| (name(&file), file))
+            .collect();
+        let mut overview = Overview::new(1);
+        overview.files.push(Found {
+            identity: identity.clone(),
+            sum: known.heat.sum(SEEN, 1, u64::MAX),
+            file: Some(SEEN),
+        });
+        known.add_besides(&mut overview);
+        (known, overview)
+    }
+
+    fn runs(known: &Known, found: &Found, min_heat: Heat) -> Vec<(u64, u32, Heat)> {
+        let mut runs = Vec::new();
+        let gathered = known.each_runs(found, min_heat, |some| {
+            runs.extend(some.iter().map(|run| (run.index, run.pages, run.heat)));
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(()) = gathered;
+        runs
+    }
+
+    #[test]
+    fn what_is_known_besides_is_in_the_overview_and_in_the_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let seen = file(directory.path(), "seen", 4);
+        let other = file(directory.path(), "other", 2);
+        // Beyond their ends there are no pages any more.
+        let besides = vec![hot(&seen, 0, 9, ACTIVE), hot(&other, 1, 9, ACTIVE)];
+        let (known, overview) = known(&seen, besides);
+        let [first, second] = &overview.files[..] else {
+            panic!("{overview:?}");
+        };
+        assert_eq!((first.sum.pages, first.sum.again), (4, 4));
+        let found = runs(&known, first, 1);
+        assert!(matches!(found[0], (0, 1, ACTIVE)), "{found:?}");
+        assert!(matches!(found[1], (1, 1, AGAIN..)), "{found:?}");
+        assert!(matches!(found[2], (2, 2, ACTIVE)), "{found:?}");
+        assert_eq!(runs(&known, first, AGAIN), found[1..2]);
+        assert_eq!((second.sum.pages, &second.identity), (1, &other));
+        assert_eq!(runs(&known, second, 1), [(1, 1, ACTIVE)]);
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_not_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let seen = file(directory.path(), "seen", 4);
+        let gone = file(directory.path(), "gone", 4);
+        let mut old = file(directory.path(), "old", 4);
+        old.inode = gone.inode;
+        fs::remove_file(&gone.path).unwrap();
+        let (_, overview) = known(&seen, vec![hot(&old, 0, 1, ONCE)]);
+        assert_eq!(overview.files.len(), 1, "{overview:?}");
+    }
+
+    #[test]
+    fn without_anything_besides_runs_are_those_of_heat() {
+        let directory = tempfile::tempdir().unwrap();
+        let seen = file(directory.path(), "seen", 4);
+        let (known, overview) = known(&seen, Vec::new());
+        assert_eq!(overview.files[0].sum.pages, 2);
+        assert_eq!(runs(&known, &overview.files[0], 1)[0], (0, 1, ONCE));
     }
 }

@@ -37,6 +37,17 @@ pub fn of(host: &MountTable, path: &Path, key: InodeKey) -> Option<FileIdentity>
     })
 }
 
+/// Returns the file with size and mtime as they are now, if it is still at its path.
+pub fn now(file: &FileIdentity) -> Option<FileIdentity> {
+    let meta = fs::symlink_metadata(&file.path).ok()?;
+    let is_it = meta.is_file() && (meta.dev(), meta.ino()) == (file.device, file.inode);
+    is_it.then(|| FileIdentity {
+        size: meta.len(),
+        mtime_ns: mtime_ns(&meta),
+        ..file.clone()
+    })
+}
+
 /// As in [`FileIdentity::mtime_ns`].
 pub fn mtime_ns(meta: &Metadata) -> i64 {
     meta.mtime()
