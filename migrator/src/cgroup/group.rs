@@ -18,6 +18,9 @@ use crate::process::Process;
 /// Poll interval for the end of the last process of a cgroup.
 const POPULATED_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
+/// How long a cgroup may take until it is empty, once nothing is to be left in it.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A cgroup that this program made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
@@ -99,18 +102,33 @@ impl Group {
     /// Moves its processes to the cgroup above, where they would be without it,
     /// and removes it.
     pub fn dissolve(&self) {
-        if let Some(above) = self.path.parent() {
-            for process in self.processes() {
-                _ = fs::write(above.join("cgroup.procs"), process.pid.to_string());
+        self.remove_after(|| {
+            if let Some(above) = self.path.parent() {
+                for process in self.processes() {
+                    _ = fs::write(above.join("cgroup.procs"), process.pid.to_string());
+                }
             }
-        }
-        self.remove();
+        });
     }
 
     /// Removes it if it is empty.
     pub fn remove(&self) {
-        // One that is not empty is kept by the kernel, and seen by its name.
-        _ = fs::remove_dir(&self.path);
+        self.remove_after(|| {});
+    }
+
+    /// Removes it, and waits for processes that are about to end, or were just forked.
+    /// One that is not empty is kept by the kernel, and seen by its name.
+    fn remove_after(&self, empty: impl Fn()) {
+        let end = Instant::now() + REMOVE_LIMIT;
+        loop {
+            empty();
+            let removed = fs::remove_dir(&self.path);
+            let is_busy = removed.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy);
+            if !is_busy || Instant::now() >= end {
+                return;
+            }
+            thread::sleep(POPULATED_POLL_INTERVAL);
+        }
     }
 }
 
