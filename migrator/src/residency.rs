@@ -104,7 +104,7 @@ pub fn resident(file: &File, asked: &[Range<u64>]) -> io::Result<Residency> {
 /// no mapping, for which the threads that look at many files would queue up. It is of
 /// Linux 6.5, and where it is missing or fails mincore is asked: who comes here may
 /// know the answer.
-fn none_is_cached(file: &File, ranges: &[Range<u64>], page_size: u64) -> bool {
+pub(crate) fn none_is_cached(file: &File, ranges: &[Range<u64>], page_size: u64) -> bool {
     /// Of `struct cachestat`, all counts of pages: those that are in the cache.
     const CACHED: usize = 0;
     /// The number is the same on all architectures that migrator runs on.

@@ -33,9 +33,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use crate::kernel;
+use crate::residency::none_is_cached;
 
 /// How much of a file is mapped at once.
 const WINDOW: u64 = 256 << 20;
+
+/// Pages around one that is touched which the kernel maps along with it, if they are
+/// resident: `fault_around_bytes` (mm/memory.c) as it is without debugfs.
+const FAULT_AROUND_PAGES: usize = 16;
 
 /// Frames this close are asked about together: the flags of those in between
 /// cost less than another system call.
@@ -177,16 +182,13 @@ impl PageFlags {
         part: Range<u64>,
     ) -> Result<Vec<StateRun>, PageFlagsError> {
         let mut runs: Vec<StateRun> = Vec::new();
-        for start in part.clone().step_by(WINDOW as usize) {
-            let bytes = WINDOW.min(part.end - start);
+        for Range { start, end } in Occupied::new(file, part, self.page_size) {
+            let bytes = end - start;
             let window = Window::map(file, start, bytes, self.page_size)
                 .map_err(|errno| failed("map the file".into(), errno.into()))?;
             let resident = window
                 .resident()
                 .map_err(|source| failed("ask mincore about the file".into(), source))?;
-            window
-                .touch(&resident, &self.sink)
-                .map_err(|source| failed("touch pages of the file".into(), source))?;
             let frames = self.frames(&window, &resident)?;
             self.states(&frames, |page, state| {
                 let index = start / self.page_size + page;
@@ -212,9 +214,30 @@ impl PageFlags {
         window: &Window,
         resident: &[bool],
     ) -> Result<Vec<(u64, u64)>, PageFlagsError> {
+        // A fault maps the resident pages around it, too.
+        let around = resident.chunks(FAULT_AROUND_PAGES);
+        let firsts = around.enumerate().filter_map(|(number, pages)| {
+            let first = pages.iter().position(|resident| *resident)?;
+            Some(number * FAULT_AROUND_PAGES + first)
+        });
+        let touch = |pages: &mut dyn Iterator<Item = usize>| {
+            let touched = window.touch(pages, &self.sink);
+            touched.map_err(|source| failed("touch pages of the file".into(), source))
+        };
+        touch(&mut firsts.into_iter())?;
         let first = window.address() / self.page_size;
-        let entries = read_words(&self.pagemap, first, resident.len())
-            .map_err(|source| failed("read /proc/self/pagemap".into(), source))?;
+        let read = || {
+            read_words(&self.pagemap, first, resident.len())
+                .map_err(|source| failed("read /proc/self/pagemap".into(), source))
+        };
+        let mut entries = read()?;
+        // But not all of them: those with the readahead mark, for instance, are left out.
+        let is_missing = |page: &usize| resident[*page] && entries[*page] & PRESENT == 0;
+        let missing: Vec<usize> = (0..entries.len()).filter(is_missing).collect();
+        if !missing.is_empty() {
+            touch(&mut missing.into_iter())?;
+            entries = read()?;
+        }
         let frames: Vec<_> = (0..)
             .zip(entries)
             .zip(resident)
@@ -343,6 +366,49 @@ fn read_words(file: &File, first: u64, count: usize) -> io::Result<Vec<u64>> {
     Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
 }
 
+/// The parts of a file, in bytes, that have pages in the page cache: a sparse file of
+/// any size takes no longer than what is cached of it.
+struct Occupied<'a> {
+    file: &'a File,
+    left: Range<u64>,
+    page_size: u64,
+}
+
+impl<'a> Occupied<'a> {
+    fn new(file: &'a File, part: Range<u64>, page_size: u64) -> Self {
+        Self {
+            file,
+            left: part,
+            page_size,
+        }
+    }
+}
+
+impl Iterator for Occupied<'_> {
+    type Item = Range<u64>;
+
+    fn next(&mut self) -> Option<Range<u64>> {
+        let mut bytes = WINDOW;
+        while !self.left.is_empty() {
+            let start = self.left.start;
+            let end = start.saturating_add(bytes).min(self.left.end);
+            let pages = start / self.page_size..end.div_ceil(self.page_size);
+            match none_is_cached(self.file, &[pages], self.page_size) {
+                true => {
+                    self.left.start = end;
+                    bytes = bytes.saturating_mul(2);
+                }
+                false if bytes > WINDOW => bytes = WINDOW,
+                false => {
+                    self.left.start = end;
+                    return Some(start..end);
+                }
+            }
+        }
+        None
+    }
+}
+
 /// A mapping of a part of a file.
 struct Window {
     start: NonNull<libc::c_void>,
@@ -407,14 +473,12 @@ impl Window {
         Ok(states.iter().map(|state| state & 1 == 1).collect())
     }
 
-    /// Has resident pages mapped. The kernel reads a byte of each for us, into
+    /// Has pages mapped, which have to be resident. The kernel reads a byte of each for us, into
     /// the sink: a page that was cut off the file meanwhile, or fails to be
     /// read, is an `EFAULT` then, where our own reading would be a SIGBUS.
-    fn touch(&self, resident: &[bool], sink: &File) -> io::Result<()> {
-        let places: Vec<_> = (0..)
-            .zip(resident)
-            .filter(|(_, resident)| **resident)
-            .map(|(page, _): (usize, _)| libc::iovec {
+    fn touch(&self, pages: &mut dyn Iterator<Item = usize>, sink: &File) -> io::Result<()> {
+        let places: Vec<_> = pages
+            .map(|page| libc::iovec {
                 iov_base: self
                     .start
                     .as_ptr()
