@@ -195,6 +195,14 @@ pub fn probe() -> Vec<(&'static str, Result<Usable, Refusal>)> {
     vec![("ebpf", ebpf), ("kmod", kmod), ("procfs", procfs)]
 }
 
+/// Returns what samples the LRU here, the module before /proc.
+///
+/// # Errors
+/// Why neither can be used.
+pub fn sampler() -> Result<Sampler, Refusal> {
+    by_module().or_else(|_| by_proc())
+}
+
 type Start = fn(&Target) -> Result<Source, Refusal>;
 
 fn ebpf(target: &Target) -> Result<Source, Refusal> {

@@ -164,6 +164,7 @@ fn watch(
         Ok(Ended::TimeUp) => {}
         Err(error) => return Err(error),
     }
+    track::sample_lru(&mut tracker, &args.source);
     let snapshot = tracker.snapshot(args.source.min_heat)?;
     track::warn(&snapshot.lost);
     if snapshot.list.files.is_empty() {

@@ -10,13 +10,13 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use crate::cli::{SourceChoice, TargetArgs, TrackArgs, WindowsChoice};
+use crate::cli::{ObserveArgs, SourceChoice, TargetArgs, TrackArgs, WindowsChoice};
 use crate::duty::{self, Duty};
 use crate::exit::{Outcome, Unsupported};
 use crate::heat::Sum;
 use crate::kernel;
 use crate::observe::{Ended, observe};
-use crate::pagelist::Heat;
+use crate::pagelist::{AGAIN, Heat};
 use crate::signals::Signals;
 use crate::source::{Chosen, Refusal};
 use crate::target::Target;
@@ -51,6 +51,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
             heard(shown.print(began.elapsed(), tracker, min_heat))?;
         }
         if let (true, Some(output)) = (due, &args.output) {
+            sample_lru(tracker, &args.observe);
             let overview = tracker.overview(min_heat)?;
             // The disk may have room again when the observation ends.
             if let Err(error) = tracker.known().write_atomically(output, &overview) {
@@ -72,6 +73,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         crate::say!("the target has ended");
     }
 
+    sample_lru(&mut tracker, &args.observe);
     let overview = tracker.overview(min_heat)?;
     let time = Time {
         passed: began.elapsed(),
@@ -168,6 +170,17 @@ pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tra
         tracker.source()
     );
     Ok((tracker, chosen))
+}
+
+/// Adds what the LRU knows, unless that is not wanted. Says where it can't be had: the
+/// list is one of observed uses, then.
+pub(super) fn sample_lru(tracker: &mut Tracker, args: &ObserveArgs) {
+    if args.observed_only || args.min_heat >= AGAIN {
+        return;
+    }
+    if let Err(refusal) = tracker.sample_lru() {
+        crate::say!("warning: only observed uses are listed; the state of the LRU is {refusal}");
+    }
 }
 
 /// Finds out before the observation, not after it, that there is no place for
