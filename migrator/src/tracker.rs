@@ -237,8 +237,8 @@ impl Tracker {
         self.observed + self.observing.map_or(Duration::ZERO, |at| at.elapsed())
     }
 
-    /// Samples the LRU: what it knows of the files that the target has open or mapped
-    /// stands in lists from now on, below what was observed. Takes 0.5 s of CPU for a
+    /// Samples the LRU: what it knows of the files that the target has open or mapped,
+    /// or was seen to use, stands in lists from now on, below what was observed. Takes 0.5 s of CPU for a
     /// million pages, so it is not for a tree that stands still. For a whole host it
     /// does nothing.
     ///
@@ -252,10 +252,26 @@ impl Tracker {
             Some(sampler) => sampler,
             None => source::sampler()?,
         };
-        let sampled = sampler.sample(&self.target, &mut self.resolver);
-        self.sampler = Some(sampler);
-        let sample = sampled.map_err(|error| Refusal::Failed(format!("{error}")))?;
-        self.known.take_sample(sample.files);
+        let sampler = self.sampler.insert(sampler);
+        let failed = |error: &dyn std::fmt::Display| Refusal::Failed(error.to_string());
+        let open = sampler
+            .sample(&self.target, &mut self.resolver)
+            .map_err(|error| failed(&error))?;
+        let sampled: BTreeSet<FileName> = open
+            .files
+            .iter()
+            .map(|file| name_of(&file.identity))
+            .collect();
+        let closed = self.known.heat.files().filter_map(|file| {
+            let generation = self.generations.get(&file).copied().unwrap_or(0);
+            let identity = self.resolver.resolve(inode_key(file, generation)).ok()?;
+            (!sampled.contains(&name_of(&identity))).then_some(Ok(identity))
+        });
+        let closed = sampler
+            .sample_files(closed)
+            .map_err(|error| failed(&error))?;
+        self.known.take_sample(open.files);
+        self.known.take_sample(closed.files);
         Ok(())
     }
 

@@ -158,10 +158,27 @@ impl Sampler {
             listed => listed?,
         };
         let observation = resolver.observe(processes);
+        let files = observation.inodes.iter();
+        let mut sample = self.sample_files(files.map(|key| resolver.resolve(*key)))?;
+        let denied = observation.denied.len() as u64;
+        if denied > 0 {
+            sample.left_out.insert(Reason::ProcessDenied, denied);
+        }
+        Ok(sample)
+    }
+
+    /// Looks at files once, open or not.
+    ///
+    /// # Errors
+    /// Page flags are suddenly refused.
+    pub fn sample_files(
+        &self,
+        files: impl Iterator<Item = Result<FileIdentity, Unresolved>>,
+    ) -> Result<Sample, PageFlagsError> {
         self.drain()?;
         let mut sample = Sample::default();
-        for key in observation.inodes {
-            let file = match resolver.resolve(key) {
+        for identity in files {
+            let file = match identity {
                 Ok(identity) => self.look_at(identity)?,
                 Err(reason) => Err(reason.into()),
             };
@@ -170,10 +187,6 @@ impl Sampler {
                 Ok(file) => sample.files.push(file),
                 Err(reason) => *sample.left_out.entry(reason).or_default() += 1,
             }
-        }
-        let denied = observation.denied.len() as u64;
-        if denied > 0 {
-            sample.left_out.insert(Reason::ProcessDenied, denied);
         }
         Ok(sample)
     }
@@ -215,7 +228,7 @@ impl Sampler {
     }
 
     /// The hot pages of a file.
-    fn look_at(&self, identity: FileIdentity) -> Result<Result<HotFile, Reason>, SampleError> {
+    fn look_at(&self, identity: FileIdentity) -> Result<Result<HotFile, Reason>, PageFlagsError> {
         let file = match open(&identity) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -229,7 +242,7 @@ impl Sampler {
                 runs: runs_of(&states),
             })),
             // No page of any file would do better.
-            Err(error @ PageFlagsError::NotPermitted(_)) => Err(error.into()),
+            Err(error @ PageFlagsError::NotPermitted(_)) => Err(error),
             Err(_) => Ok(Err(Reason::Failed)),
         }
     }
