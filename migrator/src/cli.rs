@@ -169,6 +169,12 @@ pub struct WarmArgs {
     /// Prefetch only files below DIR, after --map; may be repeated.
     #[arg(long = "allow", value_name = "DIR")]
     pub allow: Vec<PathBuf>,
+    /// Skip files whose size or mtime differs from the list.
+    #[arg(long)]
+    pub strict: bool,
+    /// Also read files that were put in the place of the listed ones.
+    #[arg(long, conflicts_with = "strict")]
+    pub any_version: bool,
     /// Read at most this much, hottest first; without it, what memory is available.
     #[arg(long, value_name = "SIZE")]
     pub budget: Option<ByteSize>,

@@ -71,16 +71,16 @@ impl Run {
 
 /// Which file the pages are of, as the source host saw it.
 ///
-/// Size and mtime tell the destination whether the file it finds at `path`
-/// is the one meant; device and inode are for the reader's information, they
-/// differ from host to host.
+/// Size and mtime say whether the file found at `path` is still in the same state.
+/// Device and inode say whether it is still the same file, where they can be compared:
+/// on one host, or on a file server. A device or inode of 0 is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileIdentity {
     /// Absolute path, without `.` or `..`.
     pub path: PathBuf,
-    /// `st_dev` as stat(2) gives it.
+    /// `st_dev` as stat(2) gives it; 0 if not known.
     pub device: u64,
-    /// `st_ino`.
+    /// `st_ino`; 0 if not known.
     pub inode: u64,
     /// `st_size` in bytes.
     pub size: u64,

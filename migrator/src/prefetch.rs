@@ -22,6 +22,7 @@ mod readers;
 mod report;
 mod session;
 mod tally;
+mod version;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,8 +34,11 @@ use crate::pagelist::{self, Heat, PageIndexList};
 use crate::pathmap::Mapping;
 
 pub(crate) use self::open::made_up;
-pub use self::report::{FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile};
+pub use self::report::{
+    ChangedFile, Changes, FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile,
+};
 pub use self::session::Session;
+pub use self::version::{Accepts, Change, Version};
 
 /// How to prefetch.
 #[derive(Debug, Clone)]
@@ -48,9 +52,11 @@ pub struct Options {
     /// neither `..` nor a symlink leads out of it. Without it, paths are
     /// those of this process. Needs Linux 5.6 (`openat2`).
     pub root: Option<Arc<OwnedFd>>,
-    /// Read files also when their size or mtime is not that of the list: who
-    /// asks knows that they are the ones meant, and are being written.
-    pub any_version: bool,
+    /// Which files are read, of those found at the paths of the list.
+    pub accepts: Accepts,
+    /// The list was made on another host. The local disks of both may have the same
+    /// device numbers, so only inode numbers of file servers are compared.
+    pub is_foreign: bool,
     /// Read at most so many bytes, hottest first. Without it, and as a limit
     /// to it, what memory is available.
     pub budget: Option<u64>,
@@ -78,7 +84,8 @@ impl Default for Options {
         Self {
             maps: Vec::new(),
             allow: Vec::new(),
-            any_version: false,
+            accepts: Accepts::default(),
+            is_foreign: false,
             root: None,
             budget: None,
             jobs: 32,

@@ -38,8 +38,9 @@ impl Scene {
         }
         let file = scratch.file("here/data", PAGES);
         let copy = scratch.path().join("there/data");
-        // The copy is the file meant only if its mtime is the same.
-        run(Command::new("cp").arg("-p").arg(&file).arg(&copy));
+        // With a time of its own, as most copies have.
+        run(Command::new("cp").arg(&file).arg(&copy));
+        run(Command::new("touch").args(["-d", "@1"]).arg(&copy));
         evict(&copy);
 
         let pages: BTreeSet<u64> = (0..PAGES).filter(|index| chosen(*index)).collect();
@@ -211,6 +212,9 @@ fn the_pages_that_a_process_reads_arrive_over_loopback() {
     );
     assert_eq!(sum(&["asked"]), sum(&["resident", "read"]), "{moved}");
     assert_eq!(pages["asked"], moved["list"]["pages"]);
+    let changed = &moved["report"]["changed"];
+    assert_eq!(changed["files"], 1, "{moved}");
+    assert_eq!(changed["named"][0]["after"]["mtime"], 1_000_000_000);
     assert_eq!(moved["schema"], "migrator.move/1");
     assert_eq!(moved["source"], "ebpf");
     assert_eq!(moved["destination"], destination);

@@ -19,7 +19,7 @@ use migrator::exit::Outcome;
 use migrator::kernel;
 use migrator::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, Run};
 use migrator::pathmap::Mapping;
-use migrator::prefetch::{Options, Pages, Reason, Report, Session, StartError, prefetch};
+use migrator::prefetch::{Accepts, Options, Pages, Reason, Report, Session, StartError, prefetch};
 use migrator::residency::{self, Residency};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
@@ -480,6 +480,7 @@ fn what_is_wrong_is_reported_and_the_rest_goes_on() {
         hot(&good, runs(8..12, 1)),
     ];
     let options = Options {
+        accepts: Accepts::Unchanged,
         allow: vec![
             "/dev".into(),
             dir.path().canonicalize().expect("canonicalize"),
@@ -705,6 +706,34 @@ fn a_file_cut_short_meanwhile() {
     let report = thread::scope(|scope| {
         let running = scope.spawn(|| run(files, options));
         wait_until("something is read", || !resident(&path).is_empty());
+        let file = OpenOptions::new().write(true).open(&path).expect("open");
+        file.set_len(2000 * PAGE + 1).expect("cut short");
+        running.join().expect("prefetch")
+    });
+    // Its last page is there in part; what had come of the others is gone again.
+    assert_same(&resident(&path), &(0..2001).collect());
+    assert!(report.pages.read >= 2001, "{report}");
+    let beyond = 4096 - report.pages.read;
+    assert_eq!(skipped(&report), [(Reason::BeyondEnd, beyond, 1)]);
+    let detail = &report.files[0].detail;
+    let sizes = "cut short while it was read: size 16777216 → 8192001";
+    assert_eq!(detail, sizes);
+    assert!(report.is_complete());
+}
+
+#[test]
+fn a_file_emptied_meanwhile() {
+    let dir = dir();
+    let path = cold_file(dir.path(), "data", 4096);
+    let options = Options {
+        bandwidth: Some(4 << 20),
+        accepts: Accepts::Unchanged,
+        ..Options::default()
+    };
+    let files = vec![hot(&path, runs(0..4096, 1))];
+    let report = thread::scope(|scope| {
+        let running = scope.spawn(|| run(files, options));
+        wait_until("something is read", || !resident(&path).is_empty());
         File::create(&path).expect("cut short");
         running.join().expect("prefetch")
     });
@@ -712,6 +741,232 @@ fn a_file_cut_short_meanwhile() {
     assert_eq!(report.skipped[0].reason, Reason::Changed);
     let detail = &report.files[0].detail;
     assert!(detail.starts_with("changed: size 16777216 → "), "{detail}");
+    assert!(!report.is_complete());
+}
+
+/// A cold file of 64 pages, and what a list says of all of them.
+fn listed(dir: &TempDir) -> (PathBuf, HotFile) {
+    let path = cold_file(dir.path(), "data", 64);
+    let file = hot(&path, runs(0..64, 1));
+    (path, file)
+}
+
+/// Writes at an offset, and takes the file out of the cache again.
+fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
+    let file = OpenOptions::new().write(true).open(path).expect("open");
+    file.write_all_at(bytes, offset).expect("write");
+    file.sync_all().expect("fsync");
+    evict(path);
+}
+
+fn accepting(accepts: Accepts) -> Options {
+    Options {
+        accepts,
+        ..Options::default()
+    }
+}
+
+/// Checks that a strict prefetch takes the file for changed and reads nothing.
+fn assert_strict_skips(path: &Path, file: &HotFile) {
+    let report = run(vec![file.clone()], accepting(Accepts::Unchanged));
+    let pages = file.pages();
+    assert_eq!(skipped(&report), [(Reason::Changed, pages, 1)], "{report}");
+    assert_eq!(report.changed.files, 0, "it was not read");
+    assert_same(&resident(path), &BTreeSet::new());
+}
+
+#[test]
+fn a_byte_appended() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    write_at(&path, 64 * PAGE, &[1]);
+    assert_strict_skips(&path, &file);
+    let report = run(vec![file], Options::default());
+    assert_same(&resident(&path), &(0..64).collect());
+    assert!(
+        report.is_complete() && report.skipped.is_empty(),
+        "{report}"
+    );
+    assert_eq!(report.changed.files, 1);
+    let named = &report.changed.named[0];
+    assert_eq!(Path::new(&named.path), path);
+    let (before, after) = (named.change.before, named.change.after);
+    assert_eq!((before.size, after.size), (64 * PAGE, 64 * PAGE + 1));
+    assert_eq!(after.mtime_ns, identity(&path).mtime_ns);
+    assert_eq!((before.inode, after.inode), (None, None));
+    let text = report.to_string();
+    assert!(
+        text.contains("1 file changed since the list was made"),
+        "{text}"
+    );
+    assert!(text.contains(": size 262144 → 262145, mtime "), "{text}");
+}
+
+#[test]
+fn rewritten_in_place() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    thread::sleep(Duration::from_millis(20));
+    write_at(&path, 0, &[9; 64 * PAGE as usize]);
+    assert_ne!(identity(&path).mtime_ns, file.identity.mtime_ns);
+    assert_strict_skips(&path, &file);
+    let report = run(vec![file], Options::default());
+    assert_same(&resident(&path), &(0..64).collect());
+    assert!(report.is_complete());
+    assert_eq!((report.pages.read, report.changed.files), (64, 1));
+}
+
+#[test]
+fn cut_to_half_before() {
+    let dir = dir();
+    let (path, mut file) = listed(&dir);
+    file.runs = runs((0..64).step_by(3), 2);
+    let half = OpenOptions::new().write(true).open(&path).expect("open");
+    half.set_len(32 * PAGE).expect("cut");
+    half.sync_all().expect("fsync");
+    evict(&path);
+    assert_strict_skips(&path, &file);
+    let options = Options {
+        activate: true,
+        ..Options::default()
+    };
+    let report = run(vec![file], options);
+    let expected: BTreeSet<u64> = (0..32).step_by(3).collect();
+    assert_same(&resident(&path), &expected);
+    assert_eq!(skipped(&report), [(Reason::BeyondEnd, 11, 1)]);
+    assert_eq!(
+        report.files[0].detail,
+        "beyond the end of the file: its size is 131072"
+    );
+    assert!(report.is_complete(), "those pages are in no cache");
+    assert_eq!(report.changed.files, 1);
+}
+
+#[test]
+fn another_file_put_in_its_place() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    thread::sleep(Duration::from_millis(20));
+    let other = cold_file(dir.path(), "other", 70);
+    fs::rename(&other, &path).expect("rename");
+    assert_strict_skips(&path, &file);
+    let report = run(vec![file.clone()], Options::default());
+    assert_eq!(skipped(&report), [(Reason::Replaced, 64, 1)]);
+    assert_same(&resident(&path), &BTreeSet::new());
+    let inodes = format!("inode {} → {}", file.identity.inode, identity(&path).inode);
+    let detail = &report.files[0].detail;
+    assert!(detail.starts_with("replaced by another file: "), "{detail}");
+    assert!(detail.ends_with(&inodes), "{detail}");
+    assert!(!report.is_complete());
+
+    // Where the inode is not known, the path is all there is to go by.
+    let mut unknown = file.clone();
+    (unknown.identity.device, unknown.identity.inode) = (0, 0);
+    let mut elsewhere = file.clone();
+    elsewhere.identity.device += 1;
+    for (file, options) in [
+        (file.clone(), accepting(Accepts::AnyVersion)),
+        (unknown, Options::default()),
+        (elsewhere, Options::default()),
+    ] {
+        let report = run(vec![file], options);
+        assert_same(&resident(&path), &(0..64).collect());
+        assert!(report.is_complete(), "{report}");
+        assert_eq!(report.changed.files, 1);
+        evict(&path);
+    }
+}
+
+#[test]
+fn a_copy_with_whole_seconds() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    let copy = dir.path().join("copy");
+    fs::copy(&path, &copy).expect("copy");
+    let seconds = format!("@{}", file.identity.mtime_ns / 1_000_000_000);
+    let mut touch = std::process::Command::new("touch");
+    let touched = touch.arg("-d").arg(seconds).arg(&copy).status();
+    assert!(touched.expect("touch").success());
+    File::open(&copy).expect("open").sync_all().expect("fsync");
+    // In the place of the original, as rsync and tar put it.
+    fs::rename(&copy, &path).expect("rename");
+    evict(&path);
+    assert_ne!(identity(&path).inode, file.identity.inode);
+    assert_ne!(identity(&path).mtime_ns, file.identity.mtime_ns);
+    assert_strict_skips(&path, &file);
+    let report = run(vec![file], Options::default());
+    assert_same(&resident(&path), &(0..64).collect());
+    assert!(report.is_complete());
+    assert_eq!(report.changed.files, 0, "{report}");
+}
+
+#[test]
+fn a_mapped_copy_of_another_time() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    let there = dir.path().join("there");
+    fs::create_dir(&there).expect("directory");
+    let copy = cold_file(&there, "data", 64);
+    let map = format!("{}={}", dir.path().display(), there.display());
+    let options = |accepts| Options {
+        maps: vec![Mapping::parse(&map).expect("a good mapping")],
+        ..accepting(accepts)
+    };
+    let report = run(vec![file.clone()], options(Accepts::Unchanged));
+    assert_eq!(skipped(&report), [(Reason::Changed, 64, 1)]);
+    let report = run(vec![file], options(Accepts::SameFile));
+    assert_same(&resident(&copy), &(0..64).collect());
+    assert_same(&resident(&path), &BTreeSet::new());
+    assert!(report.is_complete());
+    assert_eq!(report.changed.files, 1);
+}
+
+#[test]
+fn hostile_identities_and_runs() {
+    let dir = dir();
+    let (path, file) = listed(&dir);
+    let huge = |index| Run {
+        index,
+        pages: u32::MAX,
+        heat: 255,
+    };
+    let hostile = |size, mtime_ns, runs| HotFile {
+        identity: FileIdentity {
+            device: u64::MAX,
+            inode: u64::MAX,
+            size,
+            mtime_ns,
+            ..file.identity.clone()
+        },
+        runs,
+    };
+    let last = (i64::MAX as u64) / PAGE;
+    for accepts in [Accepts::SameFile, Accepts::AnyVersion] {
+        for file in [
+            hostile(u64::MAX, i64::MIN, vec![huge(0)]),
+            hostile(0, i64::MAX, vec![huge(0)]),
+            hostile(
+                u64::MAX,
+                -1,
+                vec![huge(0), huge(1 << 40), huge(last), huge(u64::MAX)],
+            ),
+        ] {
+            evict(&path);
+            let report = run(vec![file], accepting(accepts));
+            assert_same(&resident(&path), &(0..64).collect());
+            assert_eq!(report.pages.read, 64, "{report}");
+            assert_eq!(report.skipped.len(), 1);
+            assert_eq!(report.skipped[0].reason, Reason::BeyondEnd);
+            assert!(report.is_complete());
+        }
+    }
+    // Of this very device, all that is left is another file.
+    let mut file = hostile(u64::MAX, 0, vec![huge(0)]);
+    file.identity.device = identity(&path).device;
+    evict(&path);
+    let report = run(vec![file], Options::default());
+    assert_eq!(report.skipped[0].reason, Reason::Replaced, "{report}");
+    assert_same(&resident(&path), &BTreeSet::new());
 }
 
 #[test]
@@ -753,4 +1008,22 @@ fn the_command_reads_a_list_and_says_whether_it_is_complete() {
     assert_eq!(command(&["--allow", "/dev"]), Outcome::Incomplete);
     assert_eq!(command(&["--jobs", "1"]), Outcome::Done);
     assert_same(&resident(&path), &(7..20).collect());
+
+    // It loses its second half, and then gives way to another.
+    let file = OpenOptions::new().write(true).open(&path).expect("open");
+    file.set_len(10 * PAGE).expect("cut");
+    file.sync_all().expect("fsync");
+    evict(&path);
+    assert_eq!(command(&["--strict"]), Outcome::Incomplete);
+    assert_same(&resident(&path), &BTreeSet::new());
+    assert_eq!(command(&[]), Outcome::Done);
+    assert_same(&resident(&path), &(7..10).collect());
+    let other = cold_file(dir.path(), "other", 64);
+    fs::rename(other, &path).expect("rename");
+    drop(file);
+    assert_eq!(command(&["--any-version"]), Outcome::Done);
+    assert_same(&resident(&path), &(7..20).collect());
+    let both = ["migrator", "prefetch", "x.pil", "--strict", "--any-version"];
+    let error = Cli::try_parse_from(both).expect_err("a contradiction");
+    assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
 }

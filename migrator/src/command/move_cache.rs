@@ -177,12 +177,16 @@ fn watch(
 }
 
 /// Writes the paths as the destination has them. What it maps itself comes
-/// after that.
+/// after that. A file at another path is a copy, so its inode is not known.
 fn map(maps: &[Mapping], list: &mut PageIndexList) -> anyhow::Result<()> {
     for file in &mut list.files {
-        let path = &mut file.identity.path;
-        *path = pathmap::map(maps, path)
-            .map_err(|why| anyhow!("failed to map {}: it {why}", path.display()))?;
+        let identity = &mut file.identity;
+        let path = pathmap::map(maps, &identity.path)
+            .map_err(|why| anyhow!("failed to map {}: it {why}", identity.path.display()))?;
+        if path != identity.path {
+            identity.path = path;
+            (identity.device, identity.inode) = (0, 0);
+        }
     }
     Ok(())
 }
@@ -212,4 +216,36 @@ fn print_json(moved: &Moved) -> io::Result<()> {
     serde_json::to_writer(&mut out, moved)?;
     writeln!(out)?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pagelist::{FileIdentity, HotFile};
+
+    #[test]
+    fn the_inode_of_a_mapped_file_is_not_known() {
+        let file = |path: &str| HotFile {
+            identity: FileIdentity {
+                path: path.into(),
+                device: 2049,
+                inode: 12,
+                size: 1,
+                mtime_ns: 2,
+            },
+            runs: Vec::new(),
+        };
+        let mut list = PageIndexList {
+            page_size: 4096,
+            files: vec![file("/data/a"), file("/srv/b")],
+        };
+        let maps = [Mapping::parse("/data=/copy").expect("a mapping")];
+        map(&maps, &mut list).expect("paths that can be mapped");
+        let found = list.files.iter().map(|file| &file.identity);
+        let found: Vec<_> = found
+            .map(|it| (it.path.to_str(), it.device, it.inode))
+            .collect();
+        let expected = [(Some("/copy/a"), 0, 0), (Some("/srv/b"), 2049, 12)];
+        assert_eq!(found, expected);
+    }
 }

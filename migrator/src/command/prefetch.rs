@@ -16,7 +16,7 @@ use signal_hook::flag;
 use crate::cli::{PrefetchArgs, WarmArgs};
 use crate::exit::Outcome;
 use crate::format;
-use crate::prefetch::{Options, Progress, Report, prefetch};
+use crate::prefetch::{Accepts, Options, Progress, Report, prefetch};
 
 /// Runs the command.
 pub(super) fn run(args: PrefetchArgs) -> anyhow::Result<Outcome> {
@@ -52,6 +52,11 @@ pub(super) fn options(warm: WarmArgs) -> anyhow::Result<Options> {
     Ok(Options {
         allow: allow.collect::<anyhow::Result<_>>()?,
         maps: warm.maps,
+        accepts: match (warm.strict, warm.any_version) {
+            (true, _) => Accepts::Unchanged,
+            (false, true) => Accepts::AnyVersion,
+            (false, false) => Accepts::SameFile,
+        },
         budget: warm.budget.map(|size| size.as_u64()),
         jobs: warm.jobs,
         bandwidth: warm.bandwidth.map(|rate| rate.as_u64()),

@@ -32,7 +32,8 @@ pub(super) fn run(args: ReceiveArgs) -> anyhow::Result<Outcome> {
     }
     // Whoever limits what may be read does not mean to have programs started.
     let takes_over = args.stdio && !args.cache_only && args.warm.allow.is_empty();
-    let options = options(args.warm)?;
+    let mut options = options(args.warm)?;
+    options.is_foreign = true;
     let guests = guests(Criu::new(args.criu), options.clone(), takes_over);
     let signals = Signals::block()?;
     let runtime = transfer::runtime()?;

@@ -69,6 +69,8 @@ pub fn run(call: &Call, restore: i32) -> anyhow::Result<()> {
         let options = Options {
             jobs,
             root: root.clone(),
+            // The images may come from anywhere.
+            is_foreign: true,
             ..Options::default()
         };
         match prefetch(list.clone(), options) {

@@ -3,7 +3,6 @@
 //! The tree's own reads come first now, and nothing that fails here takes it
 //! away again: it is only reported.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::cgroup;
 use crate::handover::incoming::executor::{Executor, remove_confirmed};
 use crate::handover::journal::ROOT;
 use crate::pagelist::HotFile;
-use crate::prefetch::{self, Options};
+use crate::prefetch::{self, Accepts, Options};
 use crate::process::Process;
 use crate::protocol::{Message, PeerError};
 use crate::say;
@@ -109,15 +108,10 @@ fn await_confirmation(executor: &mut Executor, interrupted: &AtomicBool) -> Resu
 
 /// Looks at all pages again: taking locks and writes from the source have
 /// made NFS drop some.
-fn refill(mut files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
+fn refill(files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
     // The tree runs, and writes.
-    options.any_version = true;
+    options.accepts = Accepts::AnyVersion;
     options.jobs = READERS_BESIDE;
-    for file in &mut files {
-        if let Ok(meta) = fs::symlink_metadata(&file.identity.path) {
-            file.identity.size = meta.len();
-        }
-    }
     let list = crate::pagelist::PageIndexList {
         page_size: crate::kernel::page_size(),
         files,

@@ -114,7 +114,11 @@ impl Examination<'_, '_> {
                 return None;
             }
         };
-        let size = file.identity.size;
+        // The file's own: the list's may be older.
+        let size = open.size;
+        if let Some(change) = open.change {
+            tally.change(&file.identity.path, change);
+        }
         let asked = plan::pages(size, &file.runs, self.shape.page_size);
         // Where the answer fails, it is as if it was not permitted: the pages
         // are read, and those that are resident are found in the cache.

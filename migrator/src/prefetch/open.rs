@@ -2,14 +2,12 @@
 //! effects and without being led astray.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat2, posix_fadvise};
@@ -17,6 +15,7 @@ use nix::sys::statfs::{Statfs, fstatfs};
 
 use super::lock;
 use super::report::Reason;
+use super::version::{Accepts, Change, Found, Inodes};
 use crate::file::identity::mtime_ns;
 use crate::pagelist::FileIdentity;
 use crate::pathmap::{self, Mapping};
@@ -30,8 +29,10 @@ pub(super) struct Opener {
     pub(super) allow: Vec<PathBuf>,
     /// The root directory that paths count from; without it, our own.
     pub(super) root: Option<Arc<OwnedFd>>,
-    /// Whether a file may have changed since the list was made.
-    pub(super) any_version: bool,
+    /// Which of the files found are read.
+    pub(super) accepts: Accepts,
+    /// Whether the list was made on another host.
+    pub(super) is_foreign: bool,
     /// Whether pages will be read a second time, to activate them.
     pub(super) twice: bool,
     /// Of file systems that were asked about, by `st_dev`: NFS asks the server each
@@ -43,9 +44,9 @@ pub(super) struct Opener {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// On a disk of this host, as far as can be seen.
-    Local,
+    Local(Inodes),
     /// On another host.
-    Remote,
+    Remote(Inodes),
     /// On none at all: its name.
     MadeUp(&'static str),
 }
@@ -62,6 +63,10 @@ pub(super) struct OpenFile {
     pub(super) second: Option<File>,
     /// `st_dev` and `st_ino` on this host.
     pub(super) place: (u64, u64),
+    /// `st_size` when it was opened.
+    pub(super) size: u64,
+    /// How it has changed since the list was made.
+    pub(super) change: Option<Change>,
     /// On another host, so that each page takes its time on the network.
     pub(super) is_remote: bool,
 }
@@ -101,15 +106,23 @@ const NO_DISK: &[(u32, &str)] = &[
     (0x5345_434d, "secretmem"),
 ];
 
-/// File systems whose files are on another host, as above.
-const REMOTE: &[u32] = &[
-    0x0000_6969, // nfs
-    0x0000_517b, // smb
-    0xff53_4d42, // cifs
-    0xfe53_4d42, // smb2
-    0x00c3_6400, // ceph
-    0x0102_1997, // 9p
-    0x5346_414f, // afs
+/// File systems whose files are on another host, as above, and what their inode
+/// numbers say.
+const REMOTE: &[(u32, Inodes)] = &[
+    (0x0000_6969, Inodes::OfServer), // nfs
+    (0x0000_517b, Inodes::Unstable), // smb
+    (0xff53_4d42, Inodes::Unstable), // cifs: `noserverino`
+    (0xfe53_4d42, Inodes::Unstable), // smb2
+    (0x00c3_6400, Inodes::OfServer), // ceph
+    (0x0102_1997, Inodes::Unstable), // 9p: QEMU's `multidevs=remap`
+    (0x5346_414f, Inodes::OfServer), // afs
+];
+
+/// Other file systems that make up an inode number when a file is looked up.
+const MADE_UP_INODES: &[u32] = &[
+    0x6573_5546, // fuse
+    0x0000_4d44, // msdos, vfat
+    0x2011_bab0, // exfat
 ];
 
 /// How often a path is tried whose directories change all the time.
@@ -154,22 +167,36 @@ impl Opener {
         self.check_allowed(listed, Path::new(&door))?;
         let there = handle.metadata().map_err(|error| failed("stat", error))?;
         check_kind(&there)?;
-        let is_remote = self.check_disk(&handle, there.dev())?;
+        let (is_remote, inodes) = self.check_disk(&handle, there.dev())?;
 
         let first = open_for_reading(&door).map_err(|error| failed("open", error))?;
         let opened = first.metadata().map_err(|error| failed("stat", error))?;
         let place = (there.dev(), there.ino());
         if place != (opened.dev(), opened.ino()) {
             return Err(Refusal {
-                reason: Reason::Changed,
-                detail: "changed: replaced by another file while it was opened".into(),
+                reason: Reason::Replaced,
+                detail: "replaced by another file while it was opened".into(),
             });
         }
         // What open(2) has learnt: NFS asks the server then, while what it
         // knew before may be a minute old (close-to-open, nfs(5)).
-        if !self.any_version {
-            check_unchanged(identity, &opened)?;
-        }
+        let there = Found {
+            device: opened.dev(),
+            inode: opened.ino(),
+            size: opened.size(),
+            mtime_ns: mtime_ns(&opened),
+            inodes,
+            is_mapped: listed != &path,
+            is_foreign: self.is_foreign,
+        };
+        let judged = there.judge(identity, self.accepts);
+        let change = judged.map_err(|(reason, change)| Refusal {
+            reason,
+            detail: match reason {
+                Reason::Replaced => format!("replaced by another file: {change}"),
+                _ => format!("changed: {change}"),
+            },
+        })?;
         let second = match self.twice {
             true => Some(open_for_reading(&door).map_err(|error| failed("open", error))?),
             false => None,
@@ -178,6 +205,8 @@ impl Opener {
             first,
             second,
             place,
+            size: opened.size(),
+            change,
             is_remote,
         })
     }
@@ -204,8 +233,9 @@ impl Opener {
         Err(Errno::EAGAIN.into())
     }
 
-    /// Whether the file is on another host, if it is on a disk at all.
-    fn check_disk(&self, handle: impl AsFd, device: u64) -> Result<bool, Refusal> {
+    /// Returns whether the file is on another host, if it is on a disk at all, and
+    /// what its inode number says.
+    fn check_disk(&self, handle: impl AsFd, device: u64) -> Result<(bool, Inodes), Refusal> {
         let known = lock(&self.file_systems).get(&device).copied();
         let kind = match known {
             Some(kind) => kind,
@@ -214,19 +244,13 @@ impl Opener {
                     reason: Reason::Unreadable,
                     detail: format!("failed to find its file system: {error}"),
                 })?;
-                // The type's width differs between C libraries; the numbers fit into 32.
-                let is_remote = REMOTE.contains(&(stat.filesystem_type().0 as u32));
-                let kind = match made_up(&stat) {
-                    Some(name) => Kind::MadeUp(name),
-                    None if is_remote => Kind::Remote,
-                    None => Kind::Local,
-                };
+                let kind = kind_of(&stat);
                 *lock(&self.file_systems).entry(device).or_insert(kind)
             }
         };
         match kind {
-            Kind::Local => Ok(false),
-            Kind::Remote => Ok(true),
+            Kind::Local(inodes) => Ok((false, inodes)),
+            Kind::Remote(inodes) => Ok((true, inodes)),
             Kind::MadeUp(name) => Err(Refusal {
                 reason: Reason::NoDisk,
                 detail: format!("not on a disk or network file system: on {name}"),
@@ -295,43 +319,24 @@ fn check_kind(there: &Metadata) -> Result<(), Refusal> {
     })
 }
 
+fn kind_of(stat: &Statfs) -> Kind {
+    // The type's width differs between C libraries; the numbers fit into 32.
+    let magic = stat.filesystem_type().0 as u32;
+    let remote = REMOTE.iter().find(|&&(number, _)| number == magic);
+    match (made_up(stat), remote) {
+        (Some(name), _) => Kind::MadeUp(name),
+        (None, Some(&(_, inodes))) => Kind::Remote(inodes),
+        (None, None) if MADE_UP_INODES.contains(&magic) => Kind::Local(Inodes::Unstable),
+        (None, None) => Kind::Local(Inodes::OfDevice),
+    }
+}
+
 /// The name of a file system that has no disk and no server behind it.
 pub(crate) fn made_up(stat: &Statfs) -> Option<&'static str> {
     // The type's width differs between C libraries; the numbers fit into 32.
     let magic = stat.filesystem_type().0 as u32;
     let known = NO_DISK.iter().find(|&&(number, _)| number == magic);
     known.map(|&(_, name)| name)
-}
-
-fn check_unchanged(identity: &FileIdentity, there: &Metadata) -> Result<(), Refusal> {
-    let mut differs = String::new();
-    if there.size() != identity.size {
-        // Writing into a String cannot fail.
-        _ = write!(differs, " size {} → {}", identity.size, there.size());
-    }
-    let mtime_ns = mtime_ns(there);
-    if mtime_ns != identity.mtime_ns {
-        let comma = if differs.is_empty() { "" } else { "," };
-        let (before, after) = (time(identity.mtime_ns), time(mtime_ns));
-        _ = write!(differs, "{comma} mtime {before} → {after}");
-    }
-    if differs.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal {
-        reason: Reason::Changed,
-        detail: format!("changed:{differs}"),
-    })
-}
-
-fn time(ns: i64) -> String {
-    match u64::try_from(ns) {
-        Ok(ns) => {
-            humantime::format_rfc3339_nanos(UNIX_EPOCH + Duration::from_nanos(ns)).to_string()
-        }
-        // humantime knows no time before 1970.
-        Err(_) => format!("{ns} ns"),
-    }
 }
 
 /// What an error of open(2) or stat(2) means for the file.
@@ -368,7 +373,8 @@ mod tests {
 
     fn opener() -> Opener {
         Opener {
-            any_version: false,
+            accepts: Accepts::default(),
+            is_foreign: false,
             maps: Vec::new(),
             allow: Vec::new(),
             root: None,
@@ -403,27 +409,64 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_says_what_differs() {
+    fn a_changed_file_is_opened_and_says_how_it_is_now() {
         let dir = dir();
         let path = file(&dir, "a");
-        let was = identity(&path);
-        let size = FileIdentity {
+        let was = FileIdentity {
             size: 4096,
-            ..was.clone()
+            ..identity(&path)
         };
-        let (reason, detail) = refusal(&opener(), &size);
+        let open = opener().open(&was).expect("the same inode");
+        assert_eq!(open.size, 5);
+        let change = open.change.expect("a change");
+        assert_eq!(change.to_string(), "size 4096 → 5");
+        let strict = Opener {
+            accepts: Accepts::Unchanged,
+            ..opener()
+        };
+        let (reason, detail) = refusal(&strict, &was);
         assert_eq!(reason, Reason::Changed);
         assert_eq!(detail, "changed: size 4096 → 5");
         let both = FileIdentity {
-            size: 4096,
             mtime_ns: -1,
             ..was
         };
-        let (_, detail) = refusal(&opener(), &both);
+        let (_, detail) = refusal(&strict, &both);
         assert!(
             detail.starts_with("changed: size 4096 → 5, mtime -1 ns → 20"),
             "{detail}"
         );
+    }
+
+    #[test]
+    fn a_file_put_in_the_place_of_another_is_not_opened() {
+        let dir = dir();
+        let was = FileIdentity {
+            size: 4096,
+            ..identity(&file(&dir, "a"))
+        };
+        let other = file(&dir, "b");
+        let inode = identity(&other).inode;
+        fs::rename(&other, &was.path).expect("rename");
+        let (reason, detail) = refusal(&opener(), &was);
+        assert_eq!(reason, Reason::Replaced);
+        assert!(detail.starts_with("replaced by another file: size 4096 → 5"));
+        let inodes = format!(", inode {} → {inode}", was.inode);
+        assert!(detail.ends_with(&inodes), "{detail}");
+        for opener in [
+            Opener {
+                accepts: Accepts::AnyVersion,
+                ..opener()
+            },
+            // Another host's disk may have the same number.
+            Opener {
+                is_foreign: true,
+                ..opener()
+            },
+        ] {
+            let open = opener.open(&was).expect("open");
+            assert_eq!((open.place.1, open.size), (inode, 5));
+        }
     }
 
     #[test]

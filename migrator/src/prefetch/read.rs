@@ -6,7 +6,7 @@ use std::io;
 use std::mem;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::open::{OpenFile, Opener, Refusal};
 use super::pin::Cpus;
 use super::report::Reason;
 use super::tally::{Blame, Tally};
+use super::version::Accepts;
 use super::{ACTIVATE, Progress, lock};
 use crate::kernel;
 use crate::pagelist::{FileIdentity, Heat};
@@ -30,6 +31,10 @@ pub(super) struct Target {
     pub(super) identity: FileIdentity,
     /// `st_dev` and `st_ino` of the file that was found good.
     pub(super) place: (u64, u64),
+    /// `st_size` when it was found good.
+    pub(super) size: u64,
+    /// Where it ends as far as is known: a file may be cut short while it is read.
+    end: AtomicU64,
     pub(super) is_remote: bool,
     pub(super) blame: Blame,
     /// What went wrong; nothing more is read of the file then.
@@ -81,6 +86,8 @@ impl Target {
         Self {
             identity,
             place: open.place,
+            size: open.size,
+            end: AtomicU64::new(open.size),
             is_remote: open.is_remote,
             blame: Blame::default(),
             failed: OnceLock::new(),
@@ -109,8 +116,8 @@ impl Target {
         let open = Arc::new(opener.open(&self.identity)?);
         if open.place != self.place {
             return Err(Refusal {
-                reason: Reason::Changed,
-                detail: "changed: replaced by another file meanwhile".into(),
+                reason: Reason::Replaced,
+                detail: "replaced by another file meanwhile".into(),
             });
         }
         *slot = Arc::downgrade(&open);
@@ -334,6 +341,15 @@ impl Reader<'_> {
         if self.shared.stop.load(Relaxed) {
             return skip(Reason::Interrupted, 0, "interrupted");
         }
+        let cut_short =
+            |end: u64| format!("cut short while it was read: size {} → {end}", target.size);
+        let end = target.end.load(Relaxed);
+        if batch.offset >= end {
+            if asked > 0 {
+                skip(Reason::BeyondEnd, 0, &cut_short(end));
+            }
+            return;
+        }
         let open = match self.open(part) {
             Ok(open) => open,
             Err(Refusal { reason, detail }) => return fail(reason, 0, detail),
@@ -362,9 +378,11 @@ impl Reader<'_> {
             return;
         }
         let is_whole = done == batch.len;
-        let pages = match is_whole {
-            true => batch.pages,
-            false => batch.pages.min(done / self.page_size),
+        let pages = match (is_whole, &result) {
+            (true, _) => batch.pages,
+            // The last page of a file need not be full.
+            (false, Ok(())) => batch.pages.min(done.div_ceil(self.page_size)),
+            (false, Err(_)) => batch.pages.min(done / self.page_size),
         };
         let tally = &shared.tally;
         let besides = done.div_ceil(self.page_size).saturating_sub(batch.pages);
@@ -375,9 +393,15 @@ impl Reader<'_> {
         if let Err(error) = result {
             let detail = format!("failed to read at byte {end}: {error}");
             fail(Reason::Unreadable, pages, detail);
-        } else if !is_whole {
-            let detail = format!("changed: size {} → {end}", target.identity.size);
+        } else if !is_whole && shared.opener.accepts == Accepts::Unchanged {
+            let detail = format!("changed: size {} → {end}", target.size);
             fail(Reason::Changed, pages, detail);
+        } else if !is_whole {
+            // What lies before the new end is read.
+            target.end.fetch_min(end, Relaxed);
+            if pages < asked {
+                skip(Reason::BeyondEnd, pages, &cut_short(end));
+            }
         }
     }
 
@@ -474,6 +498,7 @@ mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
 
+    use super::super::Report;
     use super::*;
 
     const PAGE: u32 = 4096;
@@ -491,6 +516,8 @@ mod tests {
             first: file,
             second: None,
             place: (1, 2),
+            size: 3 * u64::from(PAGE),
+            change: None,
             is_remote: false,
         });
         let identity = FileIdentity {
@@ -583,27 +610,18 @@ mod tests {
         assert_eq!(read(2 * page, page), Some(0));
     }
 
-    #[test]
-    fn a_file_that_fails_is_given_up_and_the_rest_goes_on() {
-        // A descriptor for writing only stands for a disk that fails.
-        let (broken, _held) = target(false);
-        let (good, _held_too) = target(true);
+    /// Has one reader read pages of files, one after the other.
+    fn read(order: &[(&Arc<Target>, u64)], accepts: Accepts) -> Report {
         let (queue, jobs) = crossbeam_channel::unbounded();
-        let order = [
-            (&broken, 0),
-            (&broken, 1),
-            (&good, 0),
-            (&good, 1),
-            (&good, 2),
-        ];
         for (target, page) in order {
-            let job = job(vec![page_of(target, page)]);
+            let job = job(vec![page_of(target, *page)]);
             queue.send(job).expect("queue");
         }
         drop(queue);
         let shared = Shared {
             opener: Opener {
-                any_version: false,
+                accepts,
+                is_foreign: false,
                 maps: Vec::new(),
                 allow: Vec::new(),
                 root: None,
@@ -616,22 +634,55 @@ mod tests {
             at_once: Arc::new(AtomicU16::new(1)),
             reading: AtomicU16::new(0),
         };
-        shared.tally.asked.store(5, Relaxed);
+        shared.tally.asked.store(order.len() as u64, Relaxed);
         work(&jobs, &shared, PAGE);
-        let report = shared.tally.report(PAGE, std::time::Duration::ZERO, false);
-        assert_eq!(report.pages.read, 2);
-        let skipped: Vec<_> = report
-            .skipped
-            .iter()
+        shared.tally.report(PAGE, Duration::ZERO, false)
+    }
+
+    fn skipped(report: &Report) -> Vec<(Reason, u64, u64)> {
+        let parts = report.skipped.iter();
+        parts
             .map(|part| (part.reason, part.pages, part.files))
-            .collect();
-        // The good file is a page shorter than it was.
-        let expected = [(Reason::Changed, 1, 1), (Reason::Unreadable, 2, 1)];
-        assert_eq!(skipped, expected);
-        let details: Vec<_> = report.files.iter().map(|file| &*file.detail).collect();
-        let size = "changed: size 12288 → 8192";
-        assert!(details.contains(&size), "{details:?}");
-        let read = "failed to read at byte 0: Bad file descriptor (os error 9)";
-        assert!(details.contains(&read), "{details:?}");
+            .collect()
+    }
+
+    #[test]
+    fn a_file_that_fails_is_given_up_and_the_rest_goes_on() {
+        // A descriptor for writing only stands for a disk that fails.
+        let (broken, _held) = target(false);
+        let (good, _held_too) = target(true);
+        let order = [(&broken, 0), (&broken, 1), (&good, 0), (&good, 1)];
+        let report = read(&order, Accepts::SameFile);
+        assert_eq!(report.pages.read, 2);
+        assert_eq!(skipped(&report), [(Reason::Unreadable, 2, 1)]);
+        let detail = "failed to read at byte 0: Bad file descriptor (os error 9)";
+        assert_eq!(report.files[0].detail, detail);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_read_up_to_its_end() {
+        for (accepts, pages, reason, detail) in [
+            (
+                Accepts::SameFile,
+                2,
+                Reason::BeyondEnd,
+                "cut short while it was read: size 12288 → 8192",
+            ),
+            (
+                Accepts::Unchanged,
+                0,
+                Reason::Changed,
+                "changed: size 12288 → 8192",
+            ),
+        ] {
+            // It has two pages left of three, and the last one comes first.
+            let (file, _held) = target(true);
+            let order = [(&file, 2), (&file, 1), (&file, 0), (&file, 2)];
+            let report = read(&order, accepts);
+            assert_eq!(report.pages.read, pages);
+            assert_eq!(skipped(&report), [(reason, 4 - pages, 1)]);
+            assert_eq!(report.files[0].detail, detail);
+            assert_eq!(report.is_complete(), accepts == Accepts::SameFile);
+        }
     }
 }

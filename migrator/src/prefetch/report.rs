@@ -6,6 +6,8 @@ use std::fmt;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::version::Change;
+
 /// What a prefetch did. It travels back to the source as well.
 ///
 /// Of a run that read, `asked = resident + read + skipped`; of a dry one,
@@ -22,6 +24,9 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// The first [`FILES`] files with skipped pages, by path.
     pub files: Vec<SkippedFile>,
+    /// The files that have changed since the list was made and were read all the same.
+    #[serde(default)]
+    pub changed: Changes,
     /// Of how many files could not be known which pages are resident; their
     /// pages were read without asking.
     pub residency_unknown_files: u64,
@@ -83,6 +88,50 @@ pub struct SkippedFile {
     pub detail: String,
 }
 
+/// Files that have changed since the list was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// How many.
+    pub files: u64,
+    /// The first [`FILES`] of them, by path.
+    pub named: Vec<ChangedFile>,
+}
+
+/// A file that has changed since the list was made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ChangedFile {
+    /// As the list has it.
+    pub path: String,
+    /// How it differs.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+impl Changes {
+    /// Counts a file, and names it while there is room. A file that is named already
+    /// came in several pieces or lists, and counts once.
+    pub(super) fn add(&mut self, file: ChangedFile) {
+        if let Some(known) = self.named.iter_mut().find(|known| known.path == file.path) {
+            known.change.after = file.change.after;
+            return;
+        }
+        self.files = self.files.saturating_add(1);
+        if self.named.len() < FILES {
+            self.named.push(file);
+        }
+    }
+
+    /// Takes in those of another report.
+    fn merge(&mut self, other: Self) {
+        let unnamed = other.files.saturating_sub(other.named.len() as u64);
+        for file in other.named {
+            self.add(file);
+        }
+        self.files = self.files.saturating_add(unnamed);
+        self.named.sort_unstable();
+    }
+}
+
 /// Why pages were skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -99,9 +148,10 @@ pub enum Reason {
     NotARegularFile,
     /// It lives in memory (tmpfs) or is made up by the kernel (proc, sysfs).
     NoDisk,
-    /// Its size or mtime is not that of the source, so its pages are not
-    /// those meant.
+    /// Its size or mtime is not that of the list, and --strict asks for both.
     Changed,
+    /// Another file was put in its place.
+    Replaced,
     /// The file ends before these pages.
     BeyondEnd,
     /// Opening or reading it failed.
@@ -124,6 +174,7 @@ impl fmt::Display for Reason {
             Self::NotARegularFile => "not a regular file",
             Self::NoDisk => "not on a disk or network file system",
             Self::Changed => "changed",
+            Self::Replaced => "replaced by another file; --any-version reads it",
             Self::BeyondEnd => "beyond the end of the file",
             Self::Unreadable => "unreadable",
             Self::OverBudget => "over budget",
@@ -137,11 +188,12 @@ impl Report {
     /// Whether all that was asked for is in the cache now (or would be).
     ///
     /// What fell out of an explicit --budget was not asked for: that is what
-    /// the budget says.
+    /// the budget says. What lies beyond the end of a file can be in no cache.
     pub fn is_complete(&self) -> bool {
-        self.skipped
-            .iter()
-            .all(|skipped| skipped.reason == Reason::OverBudget || skipped.pages == 0)
+        self.skipped.iter().all(|skipped| {
+            let is_meant = matches!(skipped.reason, Reason::OverBudget | Reason::BeyondEnd);
+            is_meant || skipped.pages == 0
+        })
     }
 
     /// Takes in what a prefetch of other pages did after this one.
@@ -167,6 +219,7 @@ impl Report {
         }
         self.files.extend(other.files);
         self.files.truncate(FILES);
+        self.changed.merge(other.changed);
         self.residency_unknown_files += other.residency_unknown_files;
         self.unasked_pages += other.unasked_pages;
         self.bytes_read += other.bytes_read;
@@ -247,6 +300,30 @@ impl fmt::Display for Report {
         if all > named {
             writeln!(f, "and {} more", all - named)?;
         }
+        self.fmt_changes(f)
+    }
+}
+
+impl Report {
+    fn fmt_changes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Changes { files, named } = &self.changed;
+        if *files == 0 {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "{} changed since the list was made; what lies within {} {} read:",
+            files_of(*files),
+            if *files == 1 { "it" } else { "them" },
+            if self.dry_run { "would be" } else { "was" },
+        )?;
+        for ChangedFile { path, change } in named.iter().take(NAMED) {
+            writeln!(f, "{}: {change}", printable(path))?;
+        }
+        let more = files.saturating_sub(named.len().min(NAMED) as u64);
+        if more > 0 {
+            writeln!(f, "and {more} more")?;
+        }
         Ok(())
     }
 }
@@ -270,7 +347,23 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::version::Version;
     use super::*;
+
+    fn changed(path: &str) -> ChangedFile {
+        let version = |size| Version {
+            size,
+            mtime_ns: 0,
+            inode: None,
+        };
+        ChangedFile {
+            path: path.into(),
+            change: Change {
+                before: version(4096),
+                after: version(4097),
+            },
+        }
+    }
 
     fn report() -> Report {
         Report {
@@ -293,6 +386,7 @@ mod tests {
                 reason: Reason::Gone,
                 detail: "gone".into(),
             }],
+            changed: Changes::default(),
             residency_unknown_files: 0,
             unasked_pages: 8,
             bytes_read: 3_604_480,
@@ -303,9 +397,13 @@ mod tests {
     }
 
     #[test]
-    fn only_an_explicit_budget_leaves_it_complete() {
+    fn only_what_cannot_be_meant_leaves_it_complete() {
         let mut report = report();
         assert!(!report.is_complete());
+        report.skipped[0].reason = Reason::Replaced;
+        assert!(!report.is_complete());
+        report.skipped[0].reason = Reason::BeyondEnd;
+        assert!(report.is_complete());
         report.skipped[0].reason = Reason::OverBudget;
         assert!(report.is_complete());
         report.skipped[0].reason = Reason::MemoryPressure;
@@ -327,11 +425,62 @@ skipped              20 pages    80.0 KiB
 /data/\\u{1b}[2J: gone
 ";
         assert_eq!(text, expected);
+
+        let mut report = report();
+        for number in 10..22 {
+            report.changed.add(changed(&format!("/{number}\u{1b}")));
+        }
+        let text = report.to_string();
+        let changes: Vec<_> = text.lines().skip(expected.lines().count()).collect();
+        assert_eq!(
+            changes[0],
+            "12 files changed since the list was made; what lies within them was read:"
+        );
+        assert_eq!(changes[1], "/10\\u{1b}: size 4096 → 4097");
+        assert_eq!(changes[10], "/19\\u{1b}: size 4096 → 4097");
+        assert_eq!(changes[11..], ["and 2 more"]);
+    }
+
+    #[test]
+    fn a_changed_file_counts_once_and_only_the_first_are_named() {
+        let mut mine = Changes::default();
+        let mut later = changed("/a");
+        later.change.after.size = 5000;
+        for file in [changed("/a"), changed("/b"), later] {
+            mine.add(file);
+        }
+        assert_eq!((mine.files, mine.named.len()), (2, 2));
+        let change = mine.named[0].change;
+        assert_eq!((change.before.size, change.after.size), (4096, 5000));
+
+        let mut other = Changes::default();
+        for number in 0..FILES as u64 + 5 {
+            other.add(changed(&format!("/other/{number}")));
+        }
+        assert_eq!((other.files, other.named.len()), (105, FILES));
+        other.named[7].path = "/b".into();
+        mine.merge(other);
+        assert_eq!((mine.files, mine.named.len()), (106, FILES));
+        assert!(mine.named.is_sorted());
+
+        // The numbers of another host may be anything.
+        let hostile = Changes {
+            files: u64::MAX,
+            named: Vec::new(),
+        };
+        mine.merge(hostile.clone());
+        mine.merge(hostile);
+        assert_eq!(mine.files, u64::MAX);
     }
 
     #[test]
     fn json_keeps_its_form_and_comes_back() {
-        let report = report();
+        let mut report = report();
+        let mut other = changed("/data/b");
+        other.change.before.inode = Some(1);
+        other.change.after.inode = Some(2);
+        report.changed.add(changed("/data/a"));
+        report.changed.add(other);
         let json = serde_json::to_value(&report).expect("serialize");
         let expected = serde_json::json!({
             "schema": "migrator.prefetch/1",
@@ -339,6 +488,12 @@ skipped              20 pages    80.0 KiB
             "pages": {"asked": 1000, "resident": 100, "planned": 880, "read": 880, "skipped": 20},
             "skipped": [{"reason": "gone", "pages": 20, "files": 1}],
             "files": [{"path": "/data/\u{1b}[2J", "reason": "gone", "detail": "gone"}],
+            "changed": {"files": 2, "named": [
+                {"path": "/data/a", "before": {"size": 4096, "mtime": 0},
+                    "after": {"size": 4097, "mtime": 0}},
+                {"path": "/data/b", "before": {"size": 4096, "mtime": 0, "inode": 1},
+                    "after": {"size": 4097, "mtime": 0, "inode": 2}},
+            ]},
             "residency_unknown_files": 0,
             "unasked_pages": 8,
             "bytes_read": 3604480,

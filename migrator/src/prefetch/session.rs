@@ -102,7 +102,8 @@ impl Session {
             opener: Opener {
                 maps: options.maps,
                 allow: options.allow,
-                any_version: options.any_version,
+                accepts: options.accepts,
+                is_foreign: options.is_foreign,
                 root: options.root,
                 twice: options.activate,
                 file_systems: Mutex::default(),
@@ -266,7 +267,7 @@ impl Session {
         let bytes = extent.span.saturating_mul(u64::from(page_size));
         // Reading ahead brings nothing that is not wanted where all that
         // follows in the file is asked for. A small file is not worth it.
-        let streams = end >= target.identity.size
+        let streams = end >= target.size
             && bytes > u64::from(BATCH)
             && extent.pages == extent.span
             && !self.is_one_by_one();
@@ -276,7 +277,7 @@ impl Session {
             None => BATCH,
         };
         let mut left = extent.pages;
-        for batch in extent.batches(target.identity.size, page_size, limit) {
+        for batch in extent.batches(target.size, page_size, limit) {
             if !extent.resident {
                 self.wait_turn(batch.len);
             }

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::lock;
-use super::report::{FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile};
+use super::report::{
+    ChangedFile, Changes, FILES, Pages, Reason, Report, SCHEMA, Skipped, SkippedFile,
+};
+use super::version::Change;
 
 /// The counters of one prefetch.
 #[derive(Debug, Default)]
@@ -21,11 +24,15 @@ pub(super) struct Tally {
     pub(super) residency_unknown_files: AtomicU64,
     // A plain lock: it is taken for pages that are skipped, and per file.
     skips: Mutex<Skips>,
+    changes: Mutex<Changes>,
 }
 
 /// Under which reasons a file has been counted, a bit each.
 #[derive(Debug, Default)]
 pub(super) struct Blame(AtomicU16);
+
+/// Each reason has a bit.
+const _: () = assert!((Reason::Interrupted as u32) < u16::BITS);
 
 #[derive(Debug, Default)]
 struct Skips {
@@ -59,12 +66,22 @@ impl Tally {
         }
     }
 
+    /// Counts a file that has changed since the list was made, and is read.
+    pub(super) fn change(&self, path: &Path, change: Change) {
+        lock(&self.changes).add(ChangedFile {
+            path: path.to_string_lossy().into_owned(),
+            change,
+        });
+    }
+
     /// What has been counted so far.
     pub(super) fn report(&self, page_size: u32, elapsed: Duration, dry_run: bool) -> Report {
         let skips = lock(&self.skips);
         let mut by_reason = skips.by_reason.clone();
         let mut files = skips.files.clone();
         files.sort_unstable();
+        let mut changes = lock(&self.changes).clone();
+        changes.named.sort_unstable();
         let mut pages = Pages {
             asked: self.asked.load(Relaxed),
             resident: self.resident.load(Relaxed),
@@ -95,6 +112,7 @@ impl Tally {
                 })
                 .collect(),
             files,
+            changed: changes,
             residency_unknown_files: self.residency_unknown_files.load(Relaxed),
             unasked_pages: self.unasked.load(Relaxed),
             bytes_read,

@@ -204,6 +204,7 @@ async fn deliver(
     if json.len() > MAX_REPORT as usize {
         let mut short = report.clone();
         short.files.clear();
+        short.changed.named.clear();
         json = serde_json::to_vec(&short).context("failed to encode the report")?;
     }
     let end = async {

@@ -167,7 +167,13 @@ fn read_report(json: &[u8]) -> Result<Report, PeerError> {
     let report: Report =
         serde_json::from_slice(json).map_err(|_| PeerError::Malformed("a report that is none"))?;
     // An honest one has a line for each reason, of which there are few.
-    let is_long = report.files.len() > FILES || report.skipped.len() > FILES;
+    let is_long = [
+        report.files.len(),
+        report.skipped.len(),
+        report.changed.named.len(),
+    ]
+    .iter()
+    .any(|&length| length > FILES);
     if report.schema != SCHEMA || is_long {
         return Err(PeerError::Malformed("a report that is none"));
     }
