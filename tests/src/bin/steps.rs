@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use migrator_tests::random::Random;
 use migrator_tests::steps::{Block, COLUMNS, Record, Verdict, errors_at, ledger_size, slot_at};
 use migrator_tests::{PAGE_SIZE, page};
@@ -51,9 +51,8 @@ enum Task {
         /// Milliseconds between two steps
         #[arg(long, default_value_t = 10)]
         interval: u64,
-        /// Hold no file locks
-        #[arg(long)]
-        no_locks: bool,
+        #[command(flatten)]
+        manner: Manner,
         /// MiB of memory that the parent has besides
         #[arg(long, default_value_t = 0)]
         ballast: usize,
@@ -66,17 +65,57 @@ enum Task {
     #[command(hide = true)]
     Child {
         directory: PathBuf,
-        #[arg(long)]
-        no_locks: bool,
+        #[command(flatten)]
+        manner: Manner,
     },
     /// What that starts
     #[command(hide = true)]
     Grandchild {
         directory: PathBuf,
         parent: u32,
-        #[arg(long)]
-        no_locks: bool,
+        #[command(flatten)]
+        manner: Manner,
     },
+}
+
+/// What all processes of a tree do alike.
+#[derive(Debug, Clone, Copy, Args)]
+struct Manner {
+    /// Hold no file locks
+    #[arg(long)]
+    no_locks: bool,
+    /// How the file that is read is opened, and whether it is written
+    #[arg(long, value_enum, default_value_t = DataUse::Read)]
+    data: DataUse,
+    /// Microseconds between two reads of it
+    #[arg(long, default_value_t = 5000)]
+    read_interval: u64,
+}
+
+/// How the file that is read is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DataUse {
+    /// For reading
+    Read,
+    /// For reading and writing, and not written
+    Open,
+    /// For both, and one byte is written again and again
+    Rewrite,
+}
+
+impl Manner {
+    /// Returns the options for the next process.
+    fn options(self) -> Vec<String> {
+        let data = match self.data {
+            DataUse::Read => "read",
+            DataUse::Open => "open",
+            DataUse::Rewrite => "rewrite",
+        };
+        let no_locks = self.no_locks.then_some("--no-locks".to_owned());
+        let interval = self.read_interval.to_string();
+        let others = ["--data", data, "--read-interval", &interval].map(str::to_owned);
+        no_locks.into_iter().chain(others).collect()
+    }
 }
 
 fn main() -> Result<ExitCode> {
@@ -89,22 +128,19 @@ fn main() -> Result<ExitCode> {
         Task::Run {
             directory,
             interval,
-            no_locks,
+            manner,
             ballast,
         } => {
             // Not all zero, or CRIU would have no pages to bring along.
             let _ballast = vec![1_u8; ballast << 20];
-            parent(&directory, Duration::from_millis(interval), !no_locks)?;
+            parent(&directory, Duration::from_millis(interval), manner)?;
         }
-        Task::Child {
-            directory,
-            no_locks,
-        } => child(&directory, !no_locks)?,
+        Task::Child { directory, manner } => child(&directory, manner)?,
         Task::Grandchild {
             directory,
             parent,
-            no_locks,
-        } => grandchild(&directory, parent, !no_locks)?,
+            manner,
+        } => grandchild(&directory, parent, manner)?,
         Task::Verify { directory } => {
             let verdict =
                 Verdict::read(&directory.join("ledger")).context("failed to read the ledger")?;
@@ -225,17 +261,17 @@ impl Process {
     }
 }
 
-fn parent(directory: &Path, interval: Duration, locks: bool) -> Result<()> {
+fn parent(directory: &Path, interval: Duration, manner: Manner) -> Result<()> {
     let mut process = Process::new(directory, 0)?;
     if Verdict::read(&directory.join("ledger"))?.last > 0 {
         bail!("the ledger has steps already: prepare it anew");
     }
     let lock = open(directory, "posix")?;
-    if locks {
+    if !manner.no_locks {
         fcntl(&lock, FcntlArg::F_SETLK(&write_lock())).context("failed to lock posix")?;
     }
     let (mut answers, answer) = io::pipe().context("failed to make a pipe")?;
-    let mut child = start(directory, &["child"], locks, answer)?;
+    let mut child = start(directory, &["child"], manner, answer)?;
     let mut orders = child.stdin.take().context("the child has no input")?;
     for step in 1.. {
         process.pass(step);
@@ -259,23 +295,28 @@ fn parent(directory: &Path, interval: Duration, locks: bool) -> Result<()> {
 /// How many steps wait in a pipe.
 const QUEUED: u64 = 100;
 
-fn child(directory: &Path, locks: bool) -> Result<()> {
+fn child(directory: &Path, manner: Manner) -> Result<()> {
     let mut process = Process::new(directory, 1)?;
     let lock = || {
         Flock::lock(open(directory, "flock")?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| error)
             .context("failed to lock flock")
     };
-    let _lock = locks.then(lock).transpose()?;
+    let _lock = (!manner.no_locks).then(lock).transpose()?;
     let wrong = Arc::new(AtomicU64::new(0));
     for seed in 0..2 {
-        let (data, wrong) = (open_data(directory)?, wrong.clone());
-        thread::spawn(move || read_randomly(&data, seed, &wrong));
+        let (data, wrong) = (open_data(directory, manner.data)?, wrong.clone());
+        let pause = Duration::from_micros(manner.read_interval);
+        thread::spawn(move || read_randomly(&data, seed, pause, &wrong));
+    }
+    if manner.data == DataUse::Rewrite {
+        let data = open_data(directory, manner.data)?;
+        thread::spawn(move || rewrite(&data));
     }
     let output = io::stdout();
     let answer = PipeWriter::from(std::os::fd::AsFd::as_fd(&output).try_clone_to_owned()?);
     let parent = std::os::unix::process::parent_id().to_string();
-    let mut grandchild = start(directory, &["grandchild", &parent], locks, answer)?;
+    let mut grandchild = start(directory, &["grandchild", &parent], manner, answer)?;
     let mut orders = grandchild
         .stdin
         .take()
@@ -302,7 +343,7 @@ fn child(directory: &Path, locks: bool) -> Result<()> {
 
 /// A thread's work: pages of a file in no order. The number of one that is
 /// wrong, from 1, is left where the child looks.
-fn read_randomly(data: &Data, seed: u64, wrong: &AtomicU64) {
+fn read_randomly(data: &Data, seed: u64, pause: Duration, wrong: &AtomicU64) {
     let mut random = Random::new(seed << 32);
     loop {
         let index = random.below(data.pages);
@@ -313,7 +354,19 @@ fn read_randomly(data: &Data, seed: u64, wrong: &AtomicU64) {
         if read.is_err() || bytes != page(index) {
             wrong.store(index + 1, Ordering::SeqCst);
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause);
+    }
+}
+
+/// Between two writes to the data.
+const REWRITE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A thread's work: writes the byte at the beginning of a file that is there.
+fn rewrite(data: &Data) {
+    loop {
+        // Where it fails, the steps that were made are right all the same.
+        _ = data.file.write_all_at(&page(0)[..1], 0);
+        thread::sleep(REWRITE_INTERVAL);
     }
 }
 
@@ -322,9 +375,9 @@ fn read_randomly(data: &Data, seed: u64, wrong: &AtomicU64) {
 const MEMORY: usize = 1 << 18;
 const STRIDE: u64 = 1021;
 
-fn grandchild(directory: &Path, parent: u32, locks: bool) -> Result<()> {
+fn grandchild(directory: &Path, parent: u32, manner: Manner) -> Result<()> {
     let mut process = Process::new(directory, 2)?;
-    let data = open_data(directory)?;
+    let data = open_data(directory, manner.data)?;
     let mapped = map_private(&data)?;
     let posix = open(directory, "posix")?;
     let mut memory = vec![0; MEMORY];
@@ -349,7 +402,7 @@ fn grandchild(directory: &Path, parent: u32, locks: bool) -> Result<()> {
         if mapped[at..at + PAGE_SIZE] != page(index) {
             process.note(step, &format!("page {index} of the mapping is wrong"));
         }
-        if locks {
+        if !manner.no_locks {
             process.check(step, locks_are_held(directory, &posix));
         }
         let column = usize::from(kernel()? != began_on);
@@ -424,7 +477,7 @@ fn write_lock() -> libc::flock {
 fn start(
     directory: &Path,
     task: &[&str],
-    locks: bool,
+    manner: Manner,
     output: PipeWriter,
 ) -> Result<std::process::Child> {
     // By its path, which gives the process its name; CRIU opens it again.
@@ -433,7 +486,7 @@ fn start(
         .arg(task[0])
         .arg(directory)
         .args(&task[1..])
-        .args((!locks).then_some("--no-locks"))
+        .args(manner.options())
         .stdin(Stdio::piped())
         .stdout(output)
         .spawn()
@@ -467,14 +520,18 @@ fn kernel() -> Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").context("failed to read the boot's id")
 }
 
-/// A file that is only read.
+/// The file that is read.
 struct Data {
     file: File,
     pages: u64,
 }
 
-fn open_data(directory: &Path) -> Result<Data> {
-    let file = File::open(directory.join("data")).context("failed to open data")?;
+fn open_data(directory: &Path, manner: DataUse) -> Result<Data> {
+    let file = File::options()
+        .read(true)
+        .write(manner != DataUse::Read)
+        .open(directory.join("data"))
+        .context("failed to open data")?;
     let pages = file.metadata()?.len() / PAGE_SIZE as u64;
     Ok(Data { file, pages })
 }
@@ -506,7 +563,7 @@ fn map_private(data: &Data) -> Result<&'static [u8]> {
         )
     }
     .context("failed to map data")?;
-    // SAFETY: the mapping is never undone and has so many bytes; nobody writes
-    // to the file after it was prepared.
+    // SAFETY: the mapping is never undone and has so many bytes; what is written
+    // to the file after it was prepared is what it has.
     Ok(unsafe { std::slice::from_raw_parts(address.cast().as_ptr(), length.get()) })
 }

@@ -62,6 +62,14 @@ impl Tree {
     /// # Errors
     /// Returns an error when it does not make steps.
     pub fn start_large(pair: &Pair, locks: Locks, ballast: u32) -> Result<Self> {
+        Self::start_with(pair, locks, &format!("--ballast {ballast}"))
+    }
+
+    /// Starts one with these options of `steps run`.
+    ///
+    /// # Errors
+    /// Returns an error when it does not make steps.
+    pub fn start_with(pair: &Pair, locks: Locks, options: &str) -> Result<Self> {
         let name = format!("tree-{}", pair.site.number());
         let directory = pair.site.shared.join(&name);
         let status = Command::new(pair.site.programs.join("steps"))
@@ -79,7 +87,7 @@ impl Tree {
         pair.source.run(&format!(
             "echo {LAST_PID} >/proc/sys/kernel/ns_last_pid
              setsid --fork /mnt/programs/steps run /mnt/shared/{name} {no_locks} \
-             --ballast {ballast} </dev/null >/dev/null 2>&1"
+             {options} </dev/null >/dev/null 2>&1"
         ))?;
         let mut tree = Self {
             directory,
