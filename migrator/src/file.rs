@@ -34,6 +34,7 @@ pub mod search;
 
 use nix::sys::stat::{major, makedev, minor};
 
+pub use identity::StatKey;
 pub use resolver::{Observation, Resolver};
 
 /// A device number as the kernel has it in `s_dev`.

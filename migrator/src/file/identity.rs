@@ -9,6 +9,38 @@ use super::mountinfo::MountTable;
 use super::{Device, InodeKey};
 use crate::pagelist::FileIdentity;
 
+/// A file as stat(2) names it, whatever mount namespace it was opened in.
+///
+/// stat(2) has other numbers for a merged file of overlayfs than for the file
+/// of its layer, which owns the pages and stands in lists:
+/// [`Resolver::locate_open`](super::Resolver::locate_open) leads from the one
+/// to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StatKey {
+    /// `st_dev`
+    pub device: u64,
+    /// `st_ino`
+    pub inode: u64,
+}
+
+impl From<&FileIdentity> for StatKey {
+    fn from(identity: &FileIdentity) -> Self {
+        Self {
+            device: identity.device,
+            inode: identity.inode,
+        }
+    }
+}
+
+impl From<&Metadata> for StatKey {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
+}
+
 /// What is at `path` now, if it is a regular file and this inode. `host` are
 /// our own mounts.
 ///

@@ -161,6 +161,14 @@ impl Resolver {
             .ok_or(reason)
     }
 
+    /// Returns the identity on this host of a file that a process has open:
+    /// for a merged file of overlayfs, that of its layer's file. Nothing if it
+    /// has no path here.
+    pub fn locate_open(&mut self, process: &Path, file: &OpenFile) -> Option<FileIdentity> {
+        let key = self.sight(process, file)?;
+        self.resolve(key).ok()
+    }
+
     /// Finds out which inode an open file is, and where that is on the host.
     fn sight(&mut self, process: &Path, file: &OpenFile) -> Option<InodeKey> {
         // What maps says of a mapping is enough to know it again.

@@ -1,5 +1,6 @@
 //! Prefetches one list after the other, on a thread of its own.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -13,7 +14,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::mpsc;
 
 use super::receive::prefetch;
-use crate::pagelist::HotFile;
+use crate::file::StatKey;
+use crate::kernel;
+use crate::pagelist::{HotFile, PageIndexList};
 use crate::prefetch::{Options, Report};
 use crate::protocol::Message;
 
@@ -126,30 +129,38 @@ struct Kept {
 }
 
 impl Kept {
-    /// The latest identity holds.
+    /// The latest identity holds. Where another file lies at a path now, the
+    /// pages of the one before are of no use.
     fn keep(&mut self, files: &[HotFile]) {
         for file in files {
             if self.runs + file.runs.len() > MAX_KEPT {
                 continue;
             }
             self.runs += file.runs.len();
-            let path = file.identity.path.clone();
-            match self.files.get_mut(&path) {
-                Some(known) => {
-                    known.identity = file.identity.clone();
+            let identity = &file.identity;
+            match self.files.get_mut(&identity.path) {
+                Some(known) if StatKey::from(&known.identity) == StatKey::from(identity) => {
+                    known.identity = identity.clone();
                     known.runs.extend_from_slice(&file.runs);
                 }
-                None => _ = self.files.insert(path, file.clone()),
+                Some(known) => {
+                    self.runs -= known.runs.len();
+                    *known = file.clone();
+                }
+                None => _ = self.files.insert(identity.path.clone(), file.clone()),
             }
         }
     }
 
-    /// Each round names other pages, unless a file has changed: then some of
-    /// them stand in it twice.
+    /// Returns the files, hottest first. Each round names other pages, unless a
+    /// file has changed: then some of them stand in it twice.
     fn files(self) -> Vec<HotFile> {
-        let mut files: Vec<HotFile> = self.files.into_values().collect();
-        for file in &mut files {
-            file.runs.sort_by_key(|run| run.index);
+        let mut list = PageIndexList {
+            page_size: kernel::page_size(),
+            files: self.files.into_values().collect(),
+        };
+        for file in &mut list.files {
+            file.runs.sort_by_key(|run| (run.index, Reverse(run.heat)));
             let mut end = 0_u64;
             file.runs.retain_mut(|run| {
                 let overlap = end.saturating_sub(run.index).min(u64::from(run.pages));
@@ -159,7 +170,8 @@ impl Kept {
                 run.pages > 0
             });
         }
-        files
+        list.hottest_first();
+        list.files
     }
 }
 
@@ -232,5 +244,27 @@ mod tests {
         assert_eq!(files.len(), 2);
         assert_eq!(pages(&files[0]), [(0, 2), (10, 5), (15, 17)]);
         assert_eq!(pages(&files[1]), [(0, 1)]);
+    }
+
+    #[test]
+    fn a_file_at_the_path_of_another_takes_its_place() {
+        let mut kept = Kept::default();
+        kept.keep(&[file("/a", &[(10, 5), (30, 1)])]);
+        let mut other = file("/a", &[(0, 2)]);
+        other.identity.inode = 2;
+        kept.keep(&[other.clone()]);
+        assert_eq!(kept.runs, 1);
+        assert_eq!(kept.files(), [other]);
+    }
+
+    #[test]
+    fn the_hottest_file_comes_first_and_the_hotter_of_two_runs_counts() {
+        let mut kept = Kept::default();
+        let cold = file("/a", &[(0, 4)]);
+        let mut hot = file("/b", &[(0, 4)]);
+        kept.keep(&[cold, hot.clone()]);
+        hot.runs[0].heat = 9;
+        kept.keep(&[hot.clone()]);
+        assert_eq!(kept.files()[0], hot);
     }
 }
