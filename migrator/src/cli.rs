@@ -265,8 +265,8 @@ pub struct LiveArgs {
     /// Prefetch nothing before the freeze.
     #[arg(long)]
     pub no_warmup: bool,
-    /// How long to prefetch at most before the freeze; it ends as soon as little is
-    /// new, and the container runs on meanwhile.
+    /// How long to prefetch at most before the freeze. It ends as soon as few new pages
+    /// are used, but in files that keep changing; the container runs on meanwhile.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m", conflicts_with = "no_warmup")]
     pub max_warmup: Duration,
     /// How long the container may stand still before the commit; after that it runs

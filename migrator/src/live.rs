@@ -3,7 +3,10 @@
 //! [`source`] leads and [`destination`] follows. `docs/protocol.md` has the
 //! messages, `docs/handover.md` why the tree runs exactly once.
 
+mod changes;
 mod commit;
+mod convergence;
+mod delta;
 pub mod destination;
 pub mod files;
 mod freeze;
@@ -13,7 +16,6 @@ pub mod outside;
 mod post_restore;
 mod preflight;
 pub mod report;
-pub mod rounds;
 pub mod source;
 mod space;
 pub mod tree;

@@ -152,9 +152,22 @@ impl Tree {
     /// # Errors
     /// When it does not.
     pub fn start(hosts: &Hosts, name: &str, start: impl Fn(&str) -> String) -> Result<Self> {
+        Self::start_large(hosts, name, 1024, start)
+    }
+
+    /// The same with so many pages of data.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_large(
+        hosts: &Hosts,
+        name: &str,
+        pages: u32,
+        start: impl Fn(&str) -> String,
+    ) -> Result<Self> {
         let name = format!("steps-{name}");
         hosts.storage.run(&format!(
-            "/vm/steps prepare /srv/shared/{name} --steps 20000 --pages 1024"
+            "/vm/steps prepare /srv/shared/{name} --steps 20000 --pages {pages}"
         ))?;
         hosts.source.run(&start(&format!("{SHARED}/{name}")))?;
         let tree = Self { name };

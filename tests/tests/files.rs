@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use migrator::file::{Device, InodeKey, Resolver, Unresolved};
+use migrator::file::{Device, InodeKey, Resolver, StatKey, Unresolved};
+use migrator::process::Process;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
@@ -383,6 +384,44 @@ fn overlayfs_files_are_those_of_their_layers() {
             assert!(resolver.resolve(key).is_ok(), "{key:?}");
         }
     }
+}
+
+/// As in a container: what it writes in its own layer, and in a volume.
+#[test]
+fn files_that_are_synced_are_named_as_in_lists() {
+    let _alone = alone();
+    let disk = Disk::new("ext4");
+    for dir in ["lower", "upper", "work", "merged", "volume"] {
+        fs::create_dir_all(disk.path.join(dir)).expect("directories");
+    }
+    let read = disk.file("lower/read");
+    disk.file("lower/written");
+    let volume = disk.file("volume/file");
+    let holder = Holder::new(
+        r#"mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" overlay "$1/merged"
+        mount --bind "$1/volume" /mnt"#,
+        r#"open(F, "<", "$ARGV[0]/merged/read") && open(G, "+<", "$ARGV[0]/merged/written")
+           && open(H, ">", "$ARGV[0]/merged/new") && open(I, "+<", "/mnt/file")
+           && syswrite(I, "more")"#,
+        &[&disk.path],
+    );
+    let process = Process::of(holder.pid()).expect("the holder");
+    let synced = migrator::live::files::sync(&[process]).expect("it is synced");
+    let upper = |name: &str| disk.path.join("upper").join(name);
+    let written = [upper("written"), upper("new"), volume];
+    let keys = written.map(|path| StatKey::from(&fs::metadata(path).expect("a file")));
+    assert_eq!(synced, keys.into());
+    let read = StatKey::from(&fs::metadata(read).expect("a file"));
+    assert!(!synced.contains(&read));
+    // The list's names of the same files.
+    let mut resolver = resolver();
+    let inodes = resolver.observe([holder.pid()]).inodes;
+    let listed: Vec<StatKey> = inodes
+        .into_iter()
+        .filter_map(|key| resolver.resolve(key).ok())
+        .map(|identity| StatKey::from(&identity))
+        .collect();
+    assert!(keys.iter().all(|key| listed.contains(key)), "{listed:?}");
 }
 
 #[test]

@@ -14,9 +14,10 @@ type Case = fn(&Hosts) -> Result<()>;
 #[ignore = "needs the test hosts: cargo xtask test --vm"]
 fn trees_move_and_make_each_step_once() -> Result<()> {
     let mut hosts = Hosts::start(&Options::default())?;
-    let moves: [(&str, Case); 4] = [
+    let moves: [(&str, Case); 5] = [
         ("a process tree", process_tree),
         ("a process tree without its cache", without_cache),
+        ("a process tree that writes to what it reads", writer),
         ("a container of runc", runc),
         ("a container of podman", podman),
     ];
@@ -45,6 +46,49 @@ fn without_cache(hosts: &Hosts) -> Result<()> {
     arrived(hosts, &tree, Move::start(hosts, &what)?.finish()?).map(drop)
 }
 
+/// Pages that [`writer`] reads, and how many of them at least are resident in the end.
+const PAGES: u32 = 4096;
+const RESIDENT: f64 = 0.99 * PAGES as f64;
+
+/// NFS drops the pages of a file at each write, so they are sent after the fsync.
+fn writer(hosts: &Hosts) -> Result<()> {
+    let start = |directory: &str| {
+        format!(
+            "cd /; echo 20000 >/proc/sys/kernel/ns_last_pid
+             setsid --fork /vm/steps run {directory} --interval 20 --data rewrite \
+             --read-interval 500 </dev/null >/dev/null 2>&1"
+        )
+    };
+    let tree = Tree::start_large(hosts, "writer", PAGES, start)?;
+    let what = format!("--pid {} --observe 5s", tree.pid(hosts)?);
+    let moved = Move::start(hosts, &what)?.finish()?;
+    let said = moved.said.clone();
+    let report = arrived(hosts, &tree, moved)?;
+    println!("{report:#}");
+    ensure!(!said.contains("--max-warmup is over"), "it waited: {said}");
+    let pages = |pointer: &str| {
+        report
+            .pointer(pointer)
+            .and_then(Value::as_f64)
+            .unwrap_or(0.0)
+    };
+    let deferred = pages("/precopy/deferred_pages");
+    ensure!(
+        deferred >= RESIDENT,
+        "{deferred} pages waited for the freeze"
+    );
+    // Read by migrator, or by the tree before it came to them.
+    let there = |which: &str| {
+        let [resident, read] =
+            ["resident", "read"].map(|it| pages(&format!("/arrival/{which}/pages/{it}")));
+        resident + read
+    };
+    ensure!(there("refill") >= RESIDENT, "{} are there", there("refill"));
+    let data = format!("{SHARED}/steps-writer/data");
+    println!("{}", hosts.destination.run(&format!("vmtouch {data}"))?);
+    Ok(())
+}
+
 fn runc(hosts: &Hosts) -> Result<()> {
     let start = containers::runc_run(hosts, "moved", &format!("{SHARED}/steps-runc"))?;
     let tree = Tree::start(hosts, "runc", |_| start.clone())?;
@@ -63,7 +107,10 @@ fn podman(hosts: &Hosts) -> Result<()> {
         containers::podman_run("moved", directory)
     })?;
     let moved = Move::start(hosts, "--container moved --observe 2s")?.finish()?;
+    let said = moved.said.clone();
     arrived(hosts, &tree, moved)?;
+    // It writes all the time, in a volume.
+    ensure!(!said.contains("--max-warmup is over"), "it waited: {said}");
     let state = hosts
         .destination
         .run("podman inspect moved --format '{{.State.Status}}'")?;

@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::changes::Attributes;
 use super::order::OpenedFile;
-use crate::file::open_files;
-use crate::process::Process;
+use crate::file::open_files::{self, OpenFile};
+use crate::file::{Resolver, StatKey};
+use crate::pagelist::FileIdentity;
+use crate::process::{PROC, Process};
 
 /// The regular files that the processes have open or mapped, each once, by
 /// path. Deleted ones have no path that the destination could look at.
@@ -40,13 +43,36 @@ pub fn files(processes: &[Process]) -> Vec<OpenedFile> {
     found.into_values().collect()
 }
 
+/// Returns size and times of the files that the processes have open or mapped,
+/// where they have a path on this host.
+pub(super) fn attributes(processes: &[Process]) -> Vec<(StatKey, Attributes)> {
+    let mut resolver = Resolver::new(PROC.into());
+    let pids = processes.iter().map(|process| process.pid);
+    let inodes = resolver.observe(pids).inodes;
+    let identities = inodes
+        .into_iter()
+        .filter_map(|key| resolver.resolve(key).ok());
+    identities
+        .filter_map(|identity| attributes_of(&identity))
+        .collect()
+}
+
+/// Returns size and times of a file of a list as they are now, unless another
+/// file lies at its path.
+pub(super) fn attributes_of(identity: &FileIdentity) -> Option<(StatKey, Attributes)> {
+    let meta = fs::symlink_metadata(&identity.path).ok()?;
+    let key = StatKey::from(identity);
+    (StatKey::from(&meta) == key).then(|| (key, Attributes::from(&meta)))
+}
+
 /// Writes what the processes have written and the host has not yet to the
-/// file systems, so that the other host sees it. Gives the files that they
-/// could have written.
+/// file systems, so that the other host sees it. Returns the files that they
+/// could have written, as lists have them.
 ///
 /// # Errors
 /// fsync(2) failed: the file system has lost data.
-pub fn sync(processes: &[Process]) -> anyhow::Result<BTreeSet<PathBuf>> {
+pub fn sync(processes: &[Process]) -> anyhow::Result<BTreeSet<StatKey>> {
+    let mut resolver = Resolver::new(PROC.into());
     let mut done = BTreeSet::new();
     let mut written = BTreeSet::new();
     for process in processes {
@@ -54,15 +80,26 @@ pub fn sync(processes: &[Process]) -> anyhow::Result<BTreeSet<PathBuf>> {
             let Ok(meta) = fs::metadata(&link) else {
                 continue;
             };
-            let is_new = done.insert((meta.dev(), meta.ino()));
-            if !meta.is_file() || !is_writable(*process, &link, fd) || !is_new {
+            // A file may be open twice, and for writing only once.
+            if !meta.is_file()
+                || !is_writable(*process, &link, fd)
+                || !done.insert(StatKey::from(&meta))
+            {
                 continue;
             }
             // Opening the link opens the inode anew; fsync(2) is the inode's.
             let synced = File::open(&link).and_then(|file| file.sync_all());
-            let path = fs::read_link(&link).unwrap_or(link);
-            synced.with_context(|| format!("failed to fsync {}", path.display()))?;
-            written.insert(path);
+            synced.with_context(|| {
+                let path = fs::read_link(&link).unwrap_or_else(|_| link.clone());
+                format!("failed to fsync {}", path.display())
+            })?;
+            let open = OpenFile {
+                link,
+                fd,
+                mapping: None,
+            };
+            let identity = resolver.locate_open(&process.directory(), &open);
+            written.extend(identity.as_ref().map(StatKey::from));
         }
     }
     Ok(written)
@@ -172,7 +209,28 @@ mod tests {
         let file = |path: &Path| files.iter().find(|file| file.path == path).unwrap();
         assert!(!file(&read).writable && file(&written).writable);
         assert_eq!(file(&read).size, 3);
-        sync(&[me()]).unwrap();
+    }
+
+    #[test]
+    fn files_open_for_writing_are_synced_and_named_by_their_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["read", "both", "written"] {
+            fs::write(path(name), "abc").unwrap();
+        }
+        let append = || File::options().append(true).clone();
+        let _read = File::open(path("read")).unwrap();
+        // The descriptor for reading comes first.
+        let _both = File::open(path("both")).unwrap();
+        let _both_written = append().open(path("both")).unwrap();
+        let _written = append().open(path("written")).unwrap();
+        let synced = sync(&[me()]).unwrap();
+        let seen: Vec<StatKey> = attributes(&[me()]).iter().map(|(key, _)| *key).collect();
+        for (name, is_written) in [("read", false), ("both", true), ("written", true)] {
+            let key = StatKey::from(&fs::metadata(path(name)).unwrap());
+            assert_eq!(synced.contains(&key), is_written, "{name}");
+            assert!(seen.contains(&key), "{name}");
+        }
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //! beside them. Until `commit` everything can be undone, and nothing waits
 //! without limit: the tree may stand still for `--max-freeze`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use super::files;
 use super::images;
 use super::source::{Options, Outgoing, step, unexpected};
 use super::tree;
-use super::warmup::Watched;
+use super::warmup::{Tree, Watched};
 use crate::cgroup::Group;
 use crate::child;
 use crate::container::{self, DumpHook};
@@ -182,7 +181,7 @@ impl Outgoing<'_> {
         self.clock.ended("fsync", began);
         if watched.is_some() {
             let began = Instant::now();
-            self.send_delta(watched, BTreeSet::new(), written, &mut |this| {
+            self.send_delta(watched, Tree::Frozen { written }, &mut |this| {
                 this.attend(frozen)
             })?;
             self.clock.ended("last list", began);

@@ -106,8 +106,8 @@ fn await_confirmation(executor: &mut Executor, interrupted: &AtomicBool) -> Resu
     }
 }
 
-/// Looks at all pages again: taking locks and writes from the source have
-/// made NFS drop some.
+/// Looks at all pages again, hottest first over all files: taking locks, and
+/// writes from the source, have made NFS drop some.
 fn refill(files: Vec<HotFile>, mut options: Options) -> anyhow::Result<prefetch::Report> {
     // The tree runs, and writes.
     options.accepts = Accepts::AnyVersion;

@@ -55,12 +55,69 @@ pub struct Moved {
     pub phases: Vec<Phase>,
     /// Lists before the freeze.
     pub warmup_rounds: u32,
+    /// What these lists had, and what had to wait.
+    pub precopy: Precopy,
     /// All lists together.
     pub list: ListSize,
     /// Bytes of images that were sent; none if they were shared.
     pub image_bytes: u64,
     /// What the destination says.
     pub arrival: Arrival,
+    /// What its second look has found.
+    pub refill: Option<Refill>,
+}
+
+/// What was sent before the freeze.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Precopy {
+    /// Lists with at least one page.
+    #[serde(skip)]
+    pub rounds: u32,
+    /// Their pages.
+    pub pages: u64,
+    /// Pages of files that were being written at the end of it; they were sent
+    /// after the freeze.
+    pub deferred_pages: u64,
+}
+
+/// The second look at all pages, when the tree ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Refill {
+    /// Pages that were looked at.
+    pub asked_pages: u64,
+    /// Those that had been prefetched, and that the file system had dropped.
+    pub dropped_pages: u64,
+    /// Those that were missing and were read: dropped ones, and ones that could
+    /// not be read before.
+    pub refilled_pages: u64,
+}
+
+impl Refill {
+    /// Compares the second look with what was prefetched before.
+    pub(super) fn of(arrival: &Arrival) -> Option<Self> {
+        let pages = arrival.refill.as_ref()?.pages;
+        let skipped = arrival.report.as_ref().map_or(0, |it| it.pages.skipped);
+        let missing = pages.asked.saturating_sub(pages.resident);
+        Some(Self {
+            asked_pages: pages.asked,
+            dropped_pages: missing.saturating_sub(skipped),
+            refilled_pages: pages.read,
+        })
+    }
+}
+
+impl fmt::Display for Refill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            asked_pages,
+            dropped_pages,
+            refilled_pages,
+        } = self;
+        write!(
+            f,
+            "refilled {refilled_pages} pages; the file system had dropped {dropped_pages} ({asked_pages} asked)"
+        )
+    }
 }
 
 /// How much was in the lists.
@@ -153,17 +210,67 @@ impl fmt::Display for Moved {
         if let Some(report) = &self.arrival.report {
             write!(f, "prefetched\n{report}")?;
         }
-        if let Some(refill) = &self.arrival.refill {
-            let dropped = refill.pages.asked.saturating_sub(refill.pages.resident);
-            writeln!(
-                f,
-                "a second look at {} pages: {dropped} had gone, {} read again",
-                refill.pages.asked, refill.pages.read
-            )?;
+        if let Some(refill) = &self.refill {
+            writeln!(f, "{refill}")?;
         }
         if let Some(error) = &self.arrival.prefetch_error {
             writeln!(f, "the prefetch did not come to its end: {error}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefetch::{self, Pages};
+
+    fn looked_at(pages: Pages) -> Option<Report> {
+        Some(Report {
+            schema: prefetch::SCHEMA.into(),
+            page_size: 4096,
+            pages,
+            skipped: Vec::new(),
+            files: Vec::new(),
+            residency_unknown_files: 0,
+            unasked_pages: 0,
+            bytes_read: 0,
+            seconds: 0.0,
+            mb_per_s: 0.0,
+            dry_run: false,
+        })
+    }
+
+    #[test]
+    fn the_refill_tells_what_was_dropped_from_what_never_came() {
+        // Of 100 pages 10 could not be read; then 30 were missing, and 29 read.
+        let first = Pages {
+            asked: 100,
+            read: 90,
+            skipped: 10,
+            ..Pages::default()
+        };
+        let second = Pages {
+            asked: 100,
+            resident: 70,
+            read: 29,
+            skipped: 1,
+            ..Pages::default()
+        };
+        let arrival = Arrival {
+            report: looked_at(first),
+            refill: looked_at(second),
+            ..Arrival::default()
+        };
+        let refill = Refill::of(&arrival).expect("a refill");
+        assert_eq!(
+            refill.to_string(),
+            "refilled 29 pages; the file system had dropped 20 (100 asked)"
+        );
+        assert_eq!(
+            serde_json::to_value(refill).expect("JSON"),
+            serde_json::json!({"asked_pages": 100, "dropped_pages": 20, "refilled_pages": 29})
+        );
+        assert_eq!(Refill::of(&Arrival::default()), None);
     }
 }

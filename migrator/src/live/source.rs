@@ -16,7 +16,7 @@ use super::commit::Done;
 use super::files;
 use super::order::{Accepted, ORDER_SCHEMA, OpenedFile, Order};
 use super::outside;
-use super::report::{Clock, Moved, SCHEMA};
+use super::report::{Clock, Moved, Refill, SCHEMA};
 use super::space;
 use super::tree;
 use super::warmup::Lists;
@@ -232,9 +232,11 @@ pub fn run(
         freeze_seconds,
         total_seconds: clock.elapsed().as_secs_f64(),
         phases: clock.phases(),
-        warmup_rounds: lists.ahead,
+        warmup_rounds: lists.precopy.rounds,
+        precopy: lists.precopy,
         list: lists.size,
         image_bytes,
+        refill: Refill::of(&arrival),
         arrival,
     })
 }

@@ -3,29 +3,28 @@
 //!
 //! Each round reads ahead what the one before left, while the tree goes on
 //! using new pages; so the rounds become small, and the last list, for which
-//! the tree has to stand still, is a short one.
+//! the tree has to stand still, is a short one. Files that are being written
+//! wait for it: a network file system drops their pages at each write.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
+use super::changes::{Attributes, Changes};
+use super::convergence::{self, MIN_ROUND, Next};
+use super::delta::{Delta, Round};
 use super::files;
-use super::report::ListSize;
-use super::rounds::Rounds;
+use super::report::{ListSize, Precopy};
 use super::source::{Cache, Outgoing, step, unexpected};
 use crate::child;
+use crate::file::StatKey;
 use crate::observe::{COLLECT_EVERY, Epochs};
 use crate::pagelist::{Heat, PageIndexList};
 use crate::process;
 use crate::tracker::Tracker;
 use crate::transfer::write_list;
-
-/// A round of fewer pages than this part of all that were sent is the last
-/// before the freeze.
-const SMALL: f64 = 0.01;
 
 /// How long files and the connection may take together while the tree runs. A
 /// freeze has a limit of its own.
@@ -42,13 +41,31 @@ pub(super) struct Watched {
 /// What was sent of lists.
 #[derive(Default)]
 pub(super) struct Lists {
-    rounds: Rounds,
+    known: Known,
     pub(super) size: ListSize,
-    /// How many lists were sent, how many of them before the freeze, and how
-    /// many the destination has prefetched.
+    pub(super) precopy: Precopy,
+    /// How many lists were sent, and how many of them the destination has
+    /// prefetched.
     sent: u32,
-    pub(super) ahead: u32,
     pub(super) warm: u32,
+}
+
+/// What is known of pages and files from one list to the next.
+#[derive(Default)]
+struct Known {
+    delta: Delta,
+    changes: Changes,
+}
+
+/// What the tree does while a list is made.
+pub(super) enum Tree {
+    /// It runs, and may write.
+    Runs,
+    /// It stands still, and these files were synced just now.
+    Frozen {
+        /// As lists have them.
+        written: BTreeSet<StatKey>,
+    },
 }
 
 impl Outgoing<'_> {
@@ -59,6 +76,9 @@ impl Outgoing<'_> {
         tracker: impl FnOnce() -> anyhow::Result<(Tracker, &'static str)>,
     ) -> anyhow::Result<Watched> {
         let began = Instant::now();
+        if cache.warmup.is_some() {
+            self.look_at_files()?;
+        }
         let (tracker, name) = tracker()?;
         let mut watched = Watched {
             tracker,
@@ -67,7 +87,7 @@ impl Outgoing<'_> {
             min_heat: cache.min_heat,
         };
         step("observe");
-        self.let_run(&mut watched, cache.observe, |_| false)?;
+        self.let_run(&mut watched, cache.observe, |_, _| false)?;
         self.clock.ended("observe", began);
         let Some(limit) = cache.warmup else {
             return Ok(watched);
@@ -75,51 +95,56 @@ impl Outgoing<'_> {
         let began = Instant::now();
         let mut watched = Some(watched);
         loop {
-            // What the tree may still write waits until it can't.
-            let waits = self.written()?;
-            let pages = self.send_delta(&mut watched, waits, BTreeSet::new(), &mut |this| {
-                this.check_signals()
-            })?;
-            self.lists.ahead = self.lists.sent;
-            let enough = (self.lists.size.pages as f64 * SMALL) as u64;
-            let left = limit.saturating_sub(began.elapsed());
+            let round =
+                self.send_delta(&mut watched, Tree::Runs, &mut |this| this.check_signals())?;
+            let precopy = &mut self.lists.precopy;
+            precopy.rounds = self.lists.sent;
+            precopy.pages += round.new;
+            precopy.deferred_pages = round.settling + round.changing;
+            let next = convergence::next(round, precopy.pages, began.elapsed(), limit);
+            if round != Round::default() {
+                step(&describe(self.lists.sent, round));
+            }
             let Some(observed) = &mut watched else {
                 bail!("the tracker was lost");
             };
-            if pages > 0 {
-                step(&format!(
-                    "warm-up, round {}: {pages} pages",
-                    self.lists.sent
-                ));
-                self.let_run(observed, left, |lists| lists.warm == lists.sent)?;
-            }
-            if pages <= enough || began.elapsed() >= limit {
+            let at_least = match next {
+                Next::Continue => MIN_ROUND,
+                Next::Freeze(_) => Duration::ZERO,
+            };
+            let left = limit.saturating_sub(began.elapsed());
+            self.let_run(observed, left, |lists, time| {
+                lists.warm == lists.sent && time >= at_least
+            })?;
+            if let Next::Freeze(why) = next {
+                step(&format!("warm-up ends: {why}"));
                 self.clock.ended("warm-up", began);
                 return watched.context("the tracker was lost");
             }
         }
     }
 
-    /// Returns the files that the tree can write to.
-    fn written(&mut self) -> anyhow::Result<BTreeSet<PathBuf>> {
+    /// Takes the first look at the files that the tree has open: what differs
+    /// in the next one is being written.
+    fn look_at_files(&mut self) -> anyhow::Result<()> {
         let processes = process::tree(self.options.root)?;
         // A dead NFS server answers no stat(2).
-        let files = child::attend(
+        let looks = child::attend(
             "open files",
             SERVER_LIMIT,
-            move || files::files(&processes),
+            move || files::attributes(&processes),
             || self.check_signals(),
         )?;
-        let written = files.into_iter().filter(|file| file.writable);
-        Ok(written.map(|file| file.path).collect())
+        self.lists.known.look(looks);
+        Ok(())
     }
 
-    /// Observes for a time, or until it is enough.
+    /// Observes for a time, or until the lists and the time so far are enough.
     fn let_run(
         &mut self,
         watched: &mut Watched,
         time: Duration,
-        is_enough: impl Fn(&Lists) -> bool,
+        is_enough: impl Fn(&Lists, Duration) -> bool,
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
@@ -127,7 +152,7 @@ impl Outgoing<'_> {
                 return Err(unexpected(&message));
             }
             let left = time.saturating_sub(began.elapsed());
-            if left.is_zero() || is_enough(&self.lists) {
+            if left.is_zero() || is_enough(&self.lists, began.elapsed()) {
                 return Ok(());
             }
             let wait = left.min(COLLECT_EVERY);
@@ -143,27 +168,25 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Sends the pages that are new, but for those of some files; others were
-    /// written until just now. Returns how many pages that are.
+    /// Sends the pages that have not been sent yet, but those of files that are
+    /// being written while the tree runs. Returns how many pages that are.
     ///
     /// Files and the connection may not answer: a thread does it, and `attend`
     /// is called meanwhile. When that fails, the thread keeps the tracker.
     pub(super) fn send_delta(
         &mut self,
         watched: &mut Option<Watched>,
-        without: BTreeSet<PathBuf>,
-        written: BTreeSet<PathBuf>,
+        tree: Tree,
         attend: &mut dyn FnMut(&mut Self) -> anyhow::Result<()>,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<Round> {
         let Some(mut observed) = watched.take() else {
-            return Ok(0);
+            return Ok(Round::default());
         };
-        let mut rounds = std::mem::take(&mut self.lists.rounds);
+        let mut known = std::mem::take(&mut self.lists.known);
         let messages = self.peer()?.sender();
         let send = move || -> anyhow::Result<_> {
             let mut list = observed.tracker.snapshot(observed.min_heat)?.list;
-            refresh(&mut list, &written);
-            rounds.news(&mut list, &without);
+            let round = known.leave_delta(&mut list, &tree);
             let mut size = ListSize {
                 files: list.files.len() as u64,
                 pages: list.pages(),
@@ -172,41 +195,83 @@ impl Outgoing<'_> {
             if size.pages > 0 {
                 size.bytes = write_list(&list, messages)?;
             }
-            Ok((observed, rounds, size))
+            Ok((observed, known, round, size))
         };
         let sent = child::attend("list", SERVER_LIMIT, send, || attend(self))?;
-        let (observed, rounds, size) = sent?;
+        let (observed, known, round, size) = sent?;
         *watched = Some(observed);
-        self.lists.rounds = rounds;
+        self.lists.known = known;
         if size.pages > 0 {
             self.lists.size.pages += size.pages;
             self.lists.size.files += size.files;
             self.lists.size.bytes += size.bytes;
             self.lists.sent += 1;
         }
-        Ok(size.pages)
+        Ok(round)
+    }
+}
+
+impl Known {
+    fn look(&mut self, looks: Vec<(StatKey, Attributes)>) {
+        let now = Instant::now();
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH);
+        let clock_ns = clock.map_or(0, |time| time.as_nanos() as i64);
+        for (file, attributes) in looks {
+            self.changes.look(file, attributes, now, clock_ns);
+        }
+    }
+
+    /// Looks at the files of the list, and leaves in it what is to be sent.
+    fn leave_delta(&mut self, list: &mut PageIndexList, tree: &Tree) -> Round {
+        match tree {
+            Tree::Runs => {
+                self.look(refresh(list, &BTreeSet::new()));
+                let (changes, now) = (&self.changes, Instant::now());
+                self.delta.take(list, |file| changes.activity(file, now))
+            }
+            Tree::Frozen { written } => {
+                refresh(list, written);
+                self.delta.take_last(list);
+                Round {
+                    new: list.pages(),
+                    ..Round::default()
+                }
+            }
+        }
     }
 }
 
 /// Takes size and time of each file as they are now: what was written since
 /// its path was found has changed them. Of those written until just now the
 /// server knows more than this host: NFS asks it when a file is opened.
-fn refresh(list: &mut PageIndexList, written: &BTreeSet<PathBuf>) {
+///
+/// Returns what it has seen.
+fn refresh(list: &mut PageIndexList, written: &BTreeSet<StatKey>) -> Vec<(StatKey, Attributes)> {
+    let mut looks = Vec::with_capacity(list.files.len());
     for file in &mut list.files {
         let identity = &mut file.identity;
-        let path = &identity.path;
-        let meta = match written.contains(path) {
-            true => fs::File::open(path).and_then(|file| file.metadata()),
-            false => fs::symlink_metadata(path),
-        };
-        let Ok(meta) = meta else { continue };
-        if (meta.is_file(), inode(&meta)) == (true, identity.inode) {
-            let now = super::order::OpenedFile::new(PathBuf::new(), &meta, false);
+        if written.contains(&StatKey::from(&*identity)) {
+            // What fails here is seen below.
+            _ = fs::File::open(&identity.path);
+        }
+        if let Some((key, now)) = files::attributes_of(identity) {
             (identity.size, identity.mtime_ns) = (now.size, now.mtime_ns);
+            looks.push((key, now));
         }
     }
+    looks
 }
 
-fn inode(meta: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(meta)
+/// Describes a round, for whoever waits.
+fn describe(number: u32, round: Round) -> String {
+    let deferred = round.settling + round.changing;
+    match (round.new, deferred) {
+        (new, 0) => format!("warm-up, round {number}: {new} pages"),
+        (0, deferred) => {
+            format!("warm-up: {deferred} pages of files that are being written wait")
+        }
+        (new, deferred) => format!(
+            "warm-up, round {number}: {new} pages; {deferred} of files that are being written wait"
+        ),
+    }
 }
