@@ -1,6 +1,8 @@
 //! The command line, as clap parses it. These structs end at
 //! [`command`](crate::command), which turns them into checked options.
 
+mod list;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::pagelist::{self, Heat};
 use crate::pathmap::Mapping;
 use crate::source::Choice;
+
+pub use list::{DiffArgs, FilterArgs, FromTextArgs, ListArgs, ListCommand, MergeArgs, OutputArgs};
 
 /// Moves a container to another Linux host together with its hot page cache.
 #[derive(Debug, Parser)]
@@ -28,6 +32,8 @@ pub enum Command {
     Track(TrackArgs),
     /// Show what a page index list holds.
     Show(ShowArgs),
+    /// Merge, filter, compare and make page index lists.
+    List(ListArgs),
     /// Read the pages of a list into the page cache of this host.
     Prefetch(PrefetchArgs),
     /// Move a process tree or a container to another host, with its hot page cache.

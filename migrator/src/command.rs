@@ -3,6 +3,7 @@
 
 mod check;
 mod criu_hook;
+mod list;
 mod move_cache;
 mod move_live;
 mod prefetch;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Track(args) => track::run(args),
         Command::Show(args) => show::run(args),
+        Command::List(args) => list::run(args),
         Command::Prefetch(args) => prefetch::run(args),
         Command::Move(args) if args.cache_only => move_cache::run(args),
         Command::Move(args) => move_live::run(args),

@@ -17,7 +17,7 @@ mod writer;
 
 use std::io;
 
-pub use file::{read_file, write_atomically, write_atomically_with};
+pub use file::{read_file, write_atomically, write_atomically_with, write_file};
 pub use reader::{Reader, Record, read_list};
 pub use writer::Writer;
 

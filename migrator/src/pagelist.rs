@@ -4,7 +4,11 @@
 //! and read by [`format`](crate::format), and turned into reads by
 //! [`plan`](crate::plan).
 
+pub mod diff;
+pub mod filter;
+pub mod merge;
 pub mod runs;
+pub mod text;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};

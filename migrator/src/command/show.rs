@@ -134,7 +134,7 @@ impl<'a> Summary<'a> {
     }
 }
 
-fn count(number: u64, noun: &str) -> String {
+pub(super) fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
 }
@@ -148,7 +148,7 @@ fn percent(part: u64, whole: u64) -> String {
 
 /// The path as text that can't move a terminal's cursor, change its colours
 /// or the direction of its text: a list may come from anywhere.
-fn printable(path: &Path) -> String {
+pub(super) fn printable(path: &Path) -> String {
     let mut text = String::new();
     for character in path.to_string_lossy().chars() {
         match character {

@@ -24,6 +24,25 @@ pub fn read_file(path: &Path) -> anyhow::Result<PageIndexList> {
         .with_context(|| format!("failed to read list {}", path.display()))
 }
 
+/// Writes a list to a file, atomically; `-` is standard output.
+///
+/// # Errors
+/// As for [`write_atomically`].
+pub fn write_file(path: &Path, list: &PageIndexList) -> anyhow::Result<()> {
+    if path != Path::new("-") {
+        return write_atomically(path, list);
+    }
+    let write = || -> Result<(), FormatError> {
+        let output = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        let mut writer = Writer::new(output, list.page_size)?;
+        for file in &list.files {
+            writer.file(file)?;
+        }
+        writer.finish().map(drop)
+    };
+    write().context("failed to write a list to standard output")
+}
+
 /// Writes a list to a file so that there is the old one or the new one at any
 /// time, also after a crash, and never a part.
 ///

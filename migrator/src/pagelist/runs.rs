@@ -41,22 +41,51 @@ pub fn union(one: &[Run], other: &[Run]) -> Vec<Run> {
     combine(one, other, Heat::max)
 }
 
+/// Returns the pages of all; a page that is in several has the greatest heat. Takes
+/// time for each run as often as the number of parts can be halved.
+pub fn union_all(mut parts: Vec<Vec<Run>>) -> Vec<Run> {
+    while parts.len() > 1 {
+        let mut pairs = parts.into_iter();
+        let mut halved = Vec::with_capacity(pairs.len().div_ceil(2));
+        while let Some(one) = pairs.next() {
+            halved.push(match pairs.next() {
+                Some(other) => union(&one, &other),
+                None => one,
+            });
+        }
+        parts = halved;
+    }
+    parts.pop().unwrap_or_default()
+}
+
 /// Returns the pages of both, with a heat that `heat` makes of theirs; 0 stands for a
 /// page that is not there, and leaves a page out.
 pub fn combine(one: &[Run], other: &[Run], heat: impl Fn(Heat, Heat) -> Heat) -> Vec<Run> {
     let mut joined = Joined::default();
+    sweep(one, other, |index, end, a, b| {
+        let both = heat(a, b);
+        if both > 0 {
+            joined.push(index, end, both);
+        }
+    });
+    joined.into_runs()
+}
+
+/// Calls `each` for the pages that are in either, from the first to the last: with the
+/// first index, the index behind the last, and the heat of both in `one` and in `other`,
+/// 0 where they are not there.
+pub fn sweep(one: &[Run], other: &[Run], mut each: impl FnMut(u64, u64, Heat, Heat)) {
     let (mut one, mut other) = (Cursor::new(one), Cursor::new(other));
     let mut index = 0;
     loop {
         let (a, end_a) = one.at(index);
         let (b, end_b) = other.at(index);
         let end = end_a.min(end_b);
-        let both = if a == 0 && b == 0 { 0 } else { heat(a, b) };
-        if both > 0 {
-            joined.push(index, end, both);
+        if a > 0 || b > 0 {
+            each(index, end, a, b);
         }
         if end == u64::MAX {
-            return joined.into_runs();
+            return;
         }
         index = end;
     }
@@ -169,7 +198,8 @@ mod tests {
                 a.iter().filter(|(page, _)| keep(**page)).map(|(page, heat)| (*page, *heat)).collect()
             };
             for (got, wanted) in [
-                (union(&one, &other), all),
+                (union(&one, &other), all.clone()),
+                (union_all(vec![Vec::new(), one.clone(), other.clone()]), all),
                 (subtract(&one, &other), only(&|page| !b.contains_key(&page))),
                 (intersect(&one, &other), only(&|page| b.contains_key(&page))),
                 (clip(&one, end), only(&|page| page < end)),
