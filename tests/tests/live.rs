@@ -46,9 +46,10 @@ fn without_cache(hosts: &Hosts) -> Result<()> {
     arrived(hosts, &tree, Move::start(hosts, &what)?.finish()?).map(drop)
 }
 
-/// Pages that [`writer`] reads, and how many of them at least are resident in the end.
+/// Pages of the file that [`writer`] reads, and how many of them it has read at least by the
+/// end of the observation: slow hosts have not come to all.
 const PAGES: u32 = 4096;
-const RESIDENT: f64 = 0.99 * PAGES as f64;
+const READ: f64 = 0.9 * PAGES as f64;
 
 /// NFS drops the pages of a file at each write, so they are sent after the fsync.
 fn writer(hosts: &Hosts) -> Result<()> {
@@ -73,17 +74,14 @@ fn writer(hosts: &Hosts) -> Result<()> {
             .unwrap_or(0.0)
     };
     let deferred = pages("/precopy/deferred_pages");
-    ensure!(
-        deferred >= RESIDENT,
-        "{deferred} pages waited for the freeze"
-    );
+    ensure!(deferred >= READ, "{deferred} pages waited for the freeze");
     // Read by migrator, or by the tree before it came to them.
-    let there = |which: &str| {
-        let [resident, read] =
-            ["resident", "read"].map(|it| pages(&format!("/arrival/{which}/pages/{it}")));
-        resident + read
-    };
-    ensure!(there("refill") >= RESIDENT, "{} are there", there("refill"));
+    let there = pages("/arrival/refill/pages/resident") + pages("/arrival/refill/pages/read");
+    let listed = pages("/list/pages");
+    ensure!(
+        there >= 0.99 * listed,
+        "{there} pages of {listed} are there"
+    );
     let data = format!("{SHARED}/steps-writer/data");
     println!("{}", hosts.destination.run(&format!("vmtouch {data}"))?);
     Ok(())
