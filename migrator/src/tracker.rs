@@ -48,6 +48,8 @@ pub struct Tracker {
     generations: HashMap<FileId, u32>,
     /// What samples the LRU beside the programs, once it is asked for.
     sampler: Option<Sampler>,
+    /// Whether lists hold what the latest sample has shown.
+    holds_samples: bool,
     /// What the latest sample left out.
     unsampled: BTreeMap<Reason, u64>,
     /// Whether no time has passed since, so that it serves a second time: at the end
@@ -150,6 +152,7 @@ impl Tracker {
             known: Known::default(),
             generations: HashMap::new(),
             sampler: None,
+            holds_samples: false,
             unsampled: BTreeMap::new(),
             is_sampled: false,
             looked_at: None,
@@ -273,6 +276,12 @@ impl Tracker {
         self.known.take_sample(open.files);
         self.known.take_sample(closed.files);
         Ok(())
+    }
+
+    /// Samples the LRU no more: the target is about to stand still, and lists hold what
+    /// the latest sample has shown.
+    pub fn hold_samples(&mut self) {
+        self.holds_samples = true;
     }
 
     /// From now on what epochs show is gathered for [`Self::news`].
@@ -579,7 +588,7 @@ impl Tracker {
     /// Takes a sample, unless the latest shows what is. What is known of a file that
     /// is closed by now stays.
     fn sample(&mut self) -> anyhow::Result<()> {
-        if self.is_sampled {
+        if self.is_sampled || self.holds_samples {
             return Ok(());
         }
         if let Source::Lru(sampler) = &self.source {

@@ -49,6 +49,7 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
             observe: args.observe,
             interval: args.source.interval,
             min_heat: args.source.min_heat,
+            lru: track::wants_lru(&args.source),
             warmup,
         }),
     };

@@ -175,12 +175,16 @@ pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tra
 /// Adds what the LRU knows, unless that is not wanted. Says where it can't be had: the
 /// list is one of observed uses, then.
 pub(super) fn sample_lru(tracker: &mut Tracker, args: &ObserveArgs) {
-    if args.observed_only || args.min_heat >= AGAIN {
-        return;
+    if wants_lru(args)
+        && let Err(refusal) = tracker.sample_lru()
+    {
+        crate::say!("warning: only observed uses are listed; the LRU's state is {refusal}");
     }
-    if let Err(refusal) = tracker.sample_lru() {
-        crate::say!("warning: only observed uses are listed; the state of the LRU is {refusal}");
-    }
+}
+
+/// Returns whether the LRU can add anything to the list that is asked for.
+pub(super) fn wants_lru(args: &ObserveArgs) -> bool {
+    !args.observed_only && args.min_heat < AGAIN
 }
 
 /// Finds out before the observation, not after it, that there is no place for

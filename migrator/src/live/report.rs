@@ -232,6 +232,7 @@ mod tests {
             pages,
             skipped: Vec::new(),
             files: Vec::new(),
+            changed: Default::default(),
             residency_unknown_files: 0,
             unasked_pages: 0,
             bytes_read: 0,

@@ -84,6 +84,8 @@ pub struct Cache {
     pub interval: Duration,
     /// Leave out less hot pages.
     pub min_heat: Heat,
+    /// List also what the LRU knows.
+    pub lru: bool,
     /// How long lists may go ahead of the freeze; not at all without.
     pub warmup: Option<Duration>,
 }

@@ -21,8 +21,9 @@ use super::source::{Cache, Outgoing, step, unexpected};
 use crate::child;
 use crate::file::StatKey;
 use crate::observe::{COLLECT_EVERY, Epochs};
-use crate::pagelist::{Heat, PageIndexList};
+use crate::pagelist::{Heat, HotFile, PageIndexList, REFERENCED, RESIDENT};
 use crate::process;
+use crate::say;
 use crate::tracker::Tracker;
 use crate::transfer::write_list;
 
@@ -88,6 +89,9 @@ impl Outgoing<'_> {
         };
         step("observe");
         self.let_run(&mut watched, cache.observe, |_, _| false)?;
+        if cache.lru {
+            watched = self.sample_lru(watched)?;
+        }
         self.clock.ended("observe", began);
         let Some(limit) = cache.warmup else {
             return Ok(watched);
@@ -139,6 +143,20 @@ impl Outgoing<'_> {
         Ok(())
     }
 
+    /// Adds what the LRU knows of the tree's files, while it still runs.
+    fn sample_lru(&mut self, mut watched: Watched) -> anyhow::Result<Watched> {
+        let sample = move || {
+            let sampled = watched.tracker.sample_lru();
+            (watched, sampled)
+        };
+        let (watched, sampled) =
+            child::attend("page flags", SERVER_LIMIT, sample, || self.check_signals())?;
+        if let Err(refusal) = sampled {
+            say!("warning: only observed uses are listed; the LRU's state is {refusal}");
+        }
+        Ok(watched)
+    }
+
     /// Observes for a time, or until the lists and the time so far are enough.
     fn let_run(
         &mut self,
@@ -185,23 +203,35 @@ impl Outgoing<'_> {
         let mut known = std::mem::take(&mut self.lists.known);
         let messages = self.peer()?.sender();
         let send = move || -> anyhow::Result<_> {
-            let mut list = observed.tracker.snapshot(observed.min_heat)?.list;
-            let round = known.leave_delta(&mut list, &tree);
-            let mut size = ListSize {
-                files: list.files.len() as u64,
-                pages: list.pages(),
-                bytes: 0,
+            let min_heat = match &tree {
+                // Of the others no use is known: nothing waits for them.
+                Tree::Runs => observed.min_heat.max(REFERENCED),
+                Tree::Frozen { .. } => {
+                    observed.tracker.hold_samples();
+                    observed.min_heat
+                }
             };
-            if size.pages > 0 {
-                size.bytes = write_list(&list, messages)?;
+            let mut list = observed.tracker.snapshot(min_heat)?.list;
+            let round = known.leave_delta(&mut list, &tree);
+            let mut sizes = Vec::new();
+            for list in used_first(list) {
+                let mut size = ListSize {
+                    files: list.files.len() as u64,
+                    pages: list.pages(),
+                    bytes: 0,
+                };
+                if size.pages > 0 {
+                    size.bytes = write_list(&list, messages.clone())?;
+                    sizes.push(size);
+                }
             }
-            Ok((observed, known, round, size))
+            Ok((observed, known, round, sizes))
         };
         let sent = child::attend("list", SERVER_LIMIT, send, || attend(self))?;
-        let (observed, known, round, size) = sent?;
+        let (observed, known, round, sizes) = sent?;
         *watched = Some(observed);
         self.lists.known = known;
-        if size.pages > 0 {
+        for size in sizes {
             self.lists.size.pages += size.pages;
             self.lists.size.files += size.files;
             self.lists.size.bytes += size.bytes;
@@ -239,6 +269,27 @@ impl Known {
             }
         }
     }
+}
+
+/// Returns the pages that are known to have been used, and those that are merely
+/// resident: the destination prefetches one list after the other.
+fn used_first(mut list: PageIndexList) -> [PageIndexList; 2] {
+    let mut resident = PageIndexList {
+        page_size: list.page_size,
+        files: Vec::new(),
+    };
+    for file in &mut list.files {
+        let (merely, used) = file.runs.iter().partition(|run| run.heat <= RESIDENT);
+        file.runs = used;
+        if !Vec::is_empty(&merely) {
+            resident.files.push(HotFile {
+                identity: file.identity.clone(),
+                runs: merely,
+            });
+        }
+    }
+    list.files.retain(|file| !file.runs.is_empty());
+    [list, resident]
 }
 
 /// Takes size and time of each file as they are now: what was written since

@@ -20,7 +20,7 @@ use super::readers::Readers;
 use super::tally::Tally;
 use super::{ACTIVATE, Options, Reason, Report, StartError};
 use crate::kernel;
-use crate::pagelist::HotFile;
+use crate::pagelist::{HotFile, RESIDENT};
 use crate::plan::{self, BATCH, Extent, HOLE, Shape};
 
 /// A prefetch under way.
@@ -170,12 +170,14 @@ impl Session {
         };
         let (kept, dropped) = plan::order(extents, page_size, self.budget, hole);
         for extent in dropped {
-            self.shared.skip(
-                target(&extent),
-                self.over,
-                extent.pages,
-                &self.over.to_string(),
-            );
+            let over = match extent.heat {
+                // Wanted only as far as there is memory for them.
+                ..=RESIDENT => Reason::OverBudget,
+                _ => self.over,
+            };
+            let target = target(&extent);
+            self.shared
+                .skip(target, over, extent.pages, &over.to_string());
         }
         let (mut span, mut pages) = (0, 0);
         for extent in kept.iter().filter(|extent| !extent.resident) {
@@ -310,7 +312,10 @@ impl Session {
         if left > 0 {
             let bytes = left.saturating_mul(u64::from(page_size));
             let asked = if extent.resident { 0 } else { left };
-            let reason = self.halted.unwrap_or(Reason::Interrupted);
+            let reason = match self.halted.unwrap_or(Reason::Interrupted) {
+                Reason::MemoryPressure if extent.heat <= RESIDENT => Reason::OverBudget,
+                reason => reason,
+            };
             self.shared.give_up(target, reason, asked, bytes);
         }
     }
