@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::kernel;
     use crate::pagelist::{FileIdentity, HotFile, PageIndexList, Run};
-    use crate::prefetch::{Options, Reason, Report, SCHEMA};
+    use crate::prefetch::{Change, ChangedFile, Options, Reason, Report, SCHEMA, Version};
     use crate::protocol::{Hello, Message, Role};
 
     /// A file that is on no host, with so many runs of one page.
@@ -223,6 +223,23 @@ mod tests {
         let json = |report: &Report| serde_json::to_vec(report).expect("JSON");
         let mut long = honest.clone();
         long.files = vec![honest.files[0].clone(); 101];
+        let words = sent_to(bytes_of(&Message::Report(json(&long).into()))).await;
+        assert!(words.contains("a report that is none"), "{words}");
+
+        let mut long = honest.clone();
+        let version = Version {
+            size: 0,
+            mtime_ns: 0,
+            inode: None,
+        };
+        let changed = ChangedFile {
+            path: "/f".into(),
+            change: Change {
+                before: version,
+                after: version,
+            },
+        };
+        long.changed.named = vec![changed; 101];
         let words = sent_to(bytes_of(&Message::Report(json(&long).into()))).await;
         assert!(words.contains("a report that is none"), "{words}");
 
