@@ -2,6 +2,7 @@
 //! [`command`](crate::command), which turns them into checked options.
 
 mod list;
+mod snapshot;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::pathmap::Mapping;
 use crate::source::Choice;
 
 pub use list::{DiffArgs, FilterArgs, FromTextArgs, ListArgs, ListCommand, MergeArgs, OutputArgs};
+pub use snapshot::SnapshotArgs;
 
 /// Moves a container to another Linux host together with its hot page cache.
 #[derive(Debug, Parser)]
@@ -30,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Observe which file pages a process, a cgroup or the whole host uses.
     Track(TrackArgs),
+    /// List what is cached of files and directories now, whoever has used it.
+    Snapshot(SnapshotArgs),
     /// Show what a page index list holds.
     Show(ShowArgs),
     /// Merge, filter, compare and make page index lists.

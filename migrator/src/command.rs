@@ -10,6 +10,7 @@ mod prefetch;
 mod receive;
 mod recover;
 mod show;
+mod snapshot;
 mod track;
 
 use crate::cli::{Cli, Command};
@@ -23,6 +24,7 @@ use crate::exit::Outcome;
 pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Track(args) => track::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Show(args) => show::run(args),
         Command::List(args) => list::run(args),
         Command::Prefetch(args) => prefetch::run(args),

@@ -34,6 +34,7 @@ pub mod protocol;
 pub mod residency;
 pub mod say;
 pub mod signals;
+pub mod snapshot;
 pub mod source;
 pub mod target;
 pub mod tracker;

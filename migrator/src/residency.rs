@@ -4,20 +4,23 @@
 //! neither brings pages in nor marks them as used. cachestat(2) needs no mapping, but
 //! it only counts: where it counts none, that is the answer.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{AccessFlags, faccessat};
 
 use crate::kernel;
@@ -62,7 +65,7 @@ pub fn resident(file: &File, asked: &[Range<u64>]) -> io::Result<Residency> {
         return Ok(Residency::Unknown);
     }
     let page_size = u64::from(kernel::page_size());
-    if none_is_cached(file, asked, page_size) {
+    if none_is_cached(file, asked) {
         return Ok(Residency::Known(Vec::new()));
     }
     let mut found = Found::default();
@@ -101,23 +104,34 @@ pub fn resident(file: &File, asked: &[Range<u64>]) -> io::Result<Residency> {
 }
 
 /// Whether cachestat(2) counts no page from the first to the last of `ranges`. It takes
-/// no mapping, for which the threads that look at many files would queue up. It is of
-/// Linux 6.5, and where it is missing or fails mincore is asked: who comes here may
-/// know the answer.
-pub(crate) fn none_is_cached(file: &File, ranges: &[Range<u64>], page_size: u64) -> bool {
+/// no mapping, for which the threads that look at many files would queue up. Where it is
+/// missing or fails mincore is asked: who comes here may know the answer.
+fn none_is_cached(file: &File, ranges: &[Range<u64>]) -> bool {
+    match (ranges.first(), ranges.last()) {
+        (Some(first), Some(last)) => count(file, first.start..last.end) == Some(0),
+        _ => true,
+    }
+}
+
+/// Returns how many of these pages of `file` are resident, as cachestat(2) counts them.
+/// Nothing where the kernel does not count: before Linux 6.5, of files whose residency
+/// it hides, and on file systems whose files have their pages elsewhere.
+pub fn count(file: &File, pages: Range<u64>) -> Option<u64> {
     /// Of `struct cachestat`, all counts of pages: those that are in the cache.
     const CACHED: usize = 0;
     /// The number is the same on all architectures that migrator runs on.
     const CACHESTAT: libc::c_long = 451;
-    let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
-        return true;
-    };
-    let bytes = |pages: u64| pages.checked_mul(page_size);
+    let page_size = u64::from(kernel::page_size());
+    let length = pages.end.saturating_sub(pages.start);
+    // A length of 0 would stand for the rest of the file.
+    if length == 0 {
+        return Some(0);
+    }
     // `struct cachestat_range`: where it begins, and how long it is.
-    let Some(range) = bytes(first.start).zip(bytes(last.end - first.start)) else {
-        return false;
-    };
-    let range = [range.0, range.1];
+    let range = [
+        pages.start.checked_mul(page_size)?,
+        length.checked_mul(page_size)?,
+    ];
     let mut counts = [0_u64; 5];
     // SAFETY: the kernel reads two numbers and writes five.
     let done = unsafe {
@@ -129,7 +143,32 @@ pub(crate) fn none_is_cached(file: &File, ranges: &[Range<u64>], page_size: u64)
             0,
         )
     };
-    done == 0 && counts[CACHED] == 0
+    match counts[CACHED] {
+        _ if done != 0 => None,
+        0 if has_pages_elsewhere(file) => None,
+        cached => Some(cached),
+    }
+}
+
+/// Returns whether the pages of a file may belong to a file of another file system, of
+/// which cachestat(2) counts none and mincore(2) all.
+fn has_pages_elsewhere(file: &File) -> bool {
+    /// overlayfs, and FUSE with passthrough.
+    const STACKED: [u32; 2] = [0x794c_7630, 0x6573_5546];
+    /// The answers by `st_dev`: over a network, asking takes a round trip.
+    static KNOWN: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
+    let Ok(device) = file.metadata().map(|meta| meta.dev()) else {
+        return true;
+    };
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(answer) = known().get(&device) {
+        return *answer;
+    }
+    // The type's width differs between C libraries; the numbers fit into 32.
+    let is_stacked =
+        fstatfs(file).is_ok_and(|stat| STACKED.contains(&(stat.filesystem_type().0 as u32)));
+    known().insert(device, is_stacked);
+    is_stacked
 }
 
 /// The end of the pages to ask about together, beginning at `start`, which

@@ -189,7 +189,7 @@ pub(super) fn wants_lru(args: &ObserveArgs) -> bool {
 
 /// Finds out before the observation, not after it, that there is no place for
 /// the list.
-fn writable(output: &Path) -> anyhow::Result<()> {
+pub(super) fn writable(output: &Path) -> anyhow::Result<()> {
     let directory = match output.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

@@ -33,7 +33,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use crate::kernel;
-use crate::residency::none_is_cached;
+use crate::residency;
 
 /// How much of a file is mapped at once.
 const WINDOW: u64 = 256 << 20;
@@ -393,7 +393,7 @@ impl Iterator for Occupied<'_> {
             let start = self.left.start;
             let end = start.saturating_add(bytes).min(self.left.end);
             let pages = start / self.page_size..end.div_ceil(self.page_size);
-            match none_is_cached(self.file, &[pages], self.page_size) {
+            match residency::count(self.file, pages) == Some(0) {
                 true => {
                     self.left.start = end;
                     bytes = bytes.saturating_mul(2);
