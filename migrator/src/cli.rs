@@ -117,6 +117,12 @@ pub struct ObserveArgs {
     /// List only pages whose use was observed: leave out what the LRU knows besides.
     #[arg(long)]
     pub observed_only: bool,
+    /// Ask no tracker of this host (`track --all --serve`) for what was used before.
+    #[arg(long)]
+    pub no_history: bool,
+    /// The socket of that tracker [default: /run/migrator/tracker.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// Whether `track` observes in windows.
@@ -152,9 +158,17 @@ pub struct TrackArgs {
     /// Write the page index list to this file, atomically.
     #[arg(long, value_name = "LIST")]
     pub output: Option<PathBuf>,
-    /// Also write it every so often while observing.
-    #[arg(long, value_name = "TIME", value_parser = duration, requires = "output")]
+    /// Also write it every so often while observing; with --serve, what is kept over a restart
+    /// [default: 5m].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub save_every: Option<Duration>,
+    /// Be the tracker of this host: tell `move`, `track`, `criu-hook` and `show` what was used
+    /// before they came, and keep it over a restart. Needs --all and source ebpf.
+    #[arg(long)]
+    pub serve: bool,
+    /// Where that is kept [default: /var/lib/migrator/tracker.pil].
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    pub state: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -163,8 +177,15 @@ pub struct TrackArgs {
 /// `migrator show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The list, a .pil file; `-` reads standard input.
-    pub list: PathBuf,
+    /// The list, a .pil file; `-` reads standard input. Without it, what the tracker of this
+    /// host knows (`track --all --serve`).
+    pub list: Option<PathBuf>,
+    /// Show only files below DIR of what the tracker knows; may be repeated.
+    #[arg(long, value_name = "DIR", conflicts_with = "list")]
+    pub below: Vec<PathBuf>,
+    /// The socket of the tracker [default: /run/migrator/tracker.sock].
+    #[arg(long, value_name = "PATH", conflicts_with = "list")]
+    pub socket: Option<PathBuf>,
     /// Print the list as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -359,6 +380,9 @@ pub struct RecoverArgs {
 /// `migrator check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// The socket of the tracker [default: /run/migrator/tracker.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

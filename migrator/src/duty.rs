@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::time::Duration;
 
 use migrator_common::access::{CHUNK_WORDS, ChunkBits, ChunkKey};
 
@@ -33,6 +34,18 @@ const NEWS: f64 = 0.03;
 /// heat, and how many epochs that can be. Chosen with the same bench: where hot pages
 /// come and go (drift), those that have gone would keep the places of the new ones.
 const FADES: (f64, u32) = (0.02, 2);
+
+/// How many epochs an absence of the tracker counts for at most: after it, what had been
+/// hot is still told from what had been less so.
+const ABSENCE: u32 = 16;
+
+/// Returns how many epochs a time without a tracker counts for in heat, where epochs take
+/// `interval`: as many as would have ended in the rarest windows.
+pub fn absence(time: Duration, interval: Duration) -> u32 {
+    let window = interval * EVERY.1;
+    let windows = time.as_nanos() / window.as_nanos().max(1);
+    windows.min(ABSENCE.into()) as u32
+}
 
 /// What so many chunks show, 16 GiB, is what all show: of a larger cache, a part is
 /// looked at, so that a window takes no more memory.
@@ -205,6 +218,13 @@ mod tests {
             pause = duty.pause(News { hot: 1000, new }).epochs;
         }
         assert!((18..=20).contains(&pause), "{pause}");
+    }
+
+    #[test]
+    fn an_absence_counts_for_windows_and_not_for_too_many() {
+        let of = |seconds| absence(Duration::from_secs(seconds), Duration::from_secs(1));
+        assert_eq!([0, 59, 60, 3600].map(of), [0, 0, 1, ABSENCE]);
+        assert_eq!(absence(Duration::MAX, Duration::from_nanos(1)), ABSENCE);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod writer;
 use std::io;
 
 pub use file::{read_file, write_atomically, write_atomically_with, write_file};
+pub(crate) use frame::{put_number, take_number};
 pub use reader::{Reader, Record, read_list};
 pub use writer::Writer;
 
@@ -39,6 +40,14 @@ pub const MAX_PATH_BYTES: u64 = 256 << 20;
 
 /// How many runs a list may have in sum; in memory they take 512 MiB.
 pub const MAX_RUNS: u64 = 1 << 25;
+
+/// The kinds of optional frames that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Optional {
+    /// What a tracker keeps of its files besides their pages.
+    Tracked = frame::kind::OPTIONAL,
+}
 
 /// Why a list can't be read or written.
 #[derive(Debug, thiserror::Error)]

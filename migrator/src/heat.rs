@@ -24,7 +24,7 @@ use std::collections::btree_map::Entry;
 use migrator_common::access::{CHUNK_PAGES, CHUNK_WORDS, ChunkBits};
 
 use chunk::{CHUNK_ROOM, Chunk};
-use count::{AGAIN, COUNT, SOMETHING, aged, warmth};
+use count::{AGAIN, COUNT, SOMETHING, aged, page_of, warmth};
 
 use crate::format::MAX_RUNS;
 use crate::pagelist::{ACTIVE, Heat, Run};
@@ -165,6 +165,68 @@ impl HeatMap {
         }
         chunk.mark(bits, self.again);
         self.room = self.room - before + chunk.room();
+        self.keep_within_room();
+    }
+
+    /// Takes over what another map knew of a file, `epochs` ago: of a page that is known
+    /// already, the greater heat stays. Runs must be sorted and not overlap; pages that
+    /// were not seen to be used are left out.
+    pub fn restore(&mut self, file: FileId, runs: &[Run], epochs: u32) {
+        let left = left(&self.left, epochs);
+        let mut number = 0;
+        let mut pages = Vec::new();
+        for run in runs {
+            let Some(page) = page_of(run.heat).map(|page| aged(page, left)) else {
+                continue;
+            };
+            let mut index = run.index;
+            while index < run.end() {
+                // No file has more chunks than that.
+                let Ok(chunk) = u32::try_from(index / CHUNK_PAGES) else {
+                    break;
+                };
+                if chunk != number {
+                    self.raise(file, number, &pages);
+                    number = chunk;
+                    pages.clear();
+                }
+                let first = u64::from(chunk) * CHUNK_PAGES;
+                let end = run.end().min(first + CHUNK_PAGES);
+                pages.extend((index - first..end - first).map(|number| (number as u32, page)));
+                index = end;
+            }
+        }
+        self.raise(file, number, &pages);
+    }
+
+    fn raise(&mut self, file: FileId, chunk: u32, pages: &[(u32, u16)]) {
+        if pages.is_empty() {
+            return;
+        }
+        let (before, chunk) = match self.chunks.entry(Place::new(file, chunk)) {
+            Entry::Occupied(chunk) => (chunk.get().room(), chunk.into_mut()),
+            Entry::Vacant(place) => (0, place.insert(Chunk::new(self.epoch, 1))),
+        };
+        let elapsed = self.epoch - chunk.epoch;
+        if elapsed > 0 {
+            chunk.age(left(&self.left, elapsed), self.epoch);
+        }
+        chunk.raise(pages);
+        self.room = self.room - before + chunk.room();
+        self.keep_within_room();
+    }
+
+    /// Forgets a file, which does not count as forgotten for want of room.
+    pub fn remove(&mut self, file: FileId) {
+        let places: Vec<Place> = self.of_file(file).map(|(place, _)| *place).collect();
+        for place in places {
+            if let Some(chunk) = self.chunks.remove(&place) {
+                self.room -= chunk.room();
+            }
+        }
+    }
+
+    fn keep_within_room(&mut self) {
         let without_counts = CHUNK_ROOM + size_of::<Chunk<[u16; 1]>>();
         if self.room > ROOM || self.room - self.chunks.len() * without_counts > COUNTS_ROOM {
             self.forget(self.room / 3 * 2);
@@ -206,6 +268,62 @@ impl HeatMap {
             });
         }
         found
+    }
+
+    /// The number of the present epoch.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// How many files and pages are known.
+    pub fn totals(&self) -> (u64, u64) {
+        let (mut files, mut pages) = (0, 0);
+        let mut last = None;
+        for (place, chunk) in &self.chunks {
+            files += u64::from(last != Some(place.file()));
+            last = Some(place.file());
+            pages += chunk.count() as u64;
+        }
+        (files, pages)
+    }
+
+    /// Adds a part of [`Self::sum`] to what was found before it; `part` goes on to the
+    /// part behind it. Returns whether there is one.
+    pub fn sum_part(&self, file: FileId, part: &mut Part, sum: &mut Sum, min_heat: Heat) -> bool {
+        for (place, chunk) in self.from(file, part.begin()) {
+            part.newest = part.newest.max(chunk.epoch);
+            let left = left(&self.left, self.epoch - chunk.epoch);
+            chunk.each_heat(left, |_, heat| {
+                if heat >= min_heat {
+                    sum.add(1, heat);
+                }
+            });
+            part.passed(*place);
+        }
+        part.goes_on()
+    }
+
+    /// Gives a part of [`Self::runs`], as [`Self::sum_part`] does.
+    pub fn runs_part(
+        &self,
+        file: FileId,
+        part: &mut Part,
+        min_heat: Heat,
+        end: u64,
+        runs: &mut Vec<Run>,
+    ) -> bool {
+        for (place, chunk) in self.from(file, part.begin()) {
+            self.append(runs, *place, chunk, min_heat, end);
+            part.passed(*place);
+        }
+        part.goes_on()
+    }
+
+    /// Returns the chunks of a part that begins with this one.
+    fn from(&self, file: FileId, from: u32) -> impl Iterator<Item = (&Place, &Chunk)> {
+        let places = Place::new(file, from)..=Place::new(file, u32::MAX);
+        let chunks = self.chunks.range(places).take(PART_CHUNKS);
+        chunks.map(|(place, chunk)| (place, chunk.as_ref()))
     }
 
     /// How many chunks have pages that are known.
@@ -367,6 +485,47 @@ impl HeatMap {
     }
 }
 
+/// How many chunks a part of a file has at most.
+const PART_CHUNKS: usize = 64;
+
+/// How far a file was gone through that is not gone through in one go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The chunk that the next part begins with.
+    next: Option<u32>,
+    /// How many more chunks the present part can have.
+    room: usize,
+    /// The latest epoch in which a page of the file was used, so far.
+    pub newest: u32,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self {
+            next: Some(0),
+            room: PART_CHUNKS,
+            newest: 0,
+        }
+    }
+}
+
+impl Part {
+    fn begin(&mut self) -> u32 {
+        self.room = PART_CHUNKS;
+        self.next.unwrap_or(u32::MAX)
+    }
+
+    fn passed(&mut self, place: Place) {
+        self.room -= 1;
+        self.next = (place.0 as u32).checked_add(1);
+    }
+
+    /// Whether the part was a whole one, behind which another may come.
+    fn goes_on(&self) -> bool {
+        self.room == 0 && self.next.is_some()
+    }
+}
+
 /// So many runs are given at a time, and up to a chunk's more.
 const RUNS_AT_ONCE: usize = 1 << 13;
 
@@ -412,6 +571,104 @@ mod tests {
         let found = heats(&map);
         assert_eq!(found[0], (3, ONCE));
         assert!(matches!(found[1], (70, AGAIN_HEAT..)), "{found:?}");
+    }
+
+    /// All of a file, part by part.
+    fn parts(map: &HeatMap, min_heat: Heat, end: u64) -> (Vec<Run>, Sum, u32) {
+        let (mut runs, mut part) = (Vec::new(), Part::default());
+        while map.runs_part(FILE, &mut part, min_heat, end, &mut runs) {}
+        let (mut sum, mut part) = (Sum::default(), Part::default());
+        while map.sum_part(FILE, &mut part, &mut sum, min_heat) {}
+        (runs, sum, part.newest)
+    }
+
+    #[test]
+    fn the_parts_of_a_file_are_all_of_it() {
+        for chunks in [0, 1, PART_CHUNKS - 1, PART_CHUNKS, 3 * PART_CHUNKS + 1] {
+            let mut map = HeatMap::default();
+            for chunk in 0..chunks as u32 {
+                map.mark(FILE, 3 * chunk, &bits(&[1, 2, 500], &[2]));
+                map.next_epoch();
+            }
+            let (runs, sum, newest) = parts(&map, ONCE, 5000);
+            assert_eq!(runs, map.runs(FILE, ONCE, 5000), "{chunks}");
+            assert_eq!(sum, map.sum(FILE, ONCE, u64::MAX), "{chunks}");
+            assert_eq!(newest, chunks.saturating_sub(1) as u32);
+            assert_eq!(map.totals(), (u64::from(chunks > 0), 3 * chunks as u64));
+        }
+    }
+
+    #[test]
+    fn what_is_restored_has_the_heat_that_it_had_and_sinks() {
+        let mut map = HeatMap::default();
+        for round in 0..20 {
+            map.mark(FILE, 0, &bits(&[1, 2, 3], &[2]));
+            map.mark(FILE, 7, &bits(&[round], &[]));
+            map.next_epoch();
+        }
+        let known = map.runs(FILE, ONCE, u64::MAX);
+        let mut restored = HeatMap::default();
+        restored.restore(FILE, &known, 0);
+        assert_eq!(restored.runs(FILE, ONCE, u64::MAX), known);
+        assert_eq!(restored.count(FILE), map.count(FILE));
+        let mut later = HeatMap::default();
+        later.restore(FILE, &known, 10);
+        (0..10).for_each(|_| restored.next_epoch());
+        let heat = |map: &HeatMap| heats(map).into_iter().map(|(_, heat)| heat).collect();
+        let (one, other): (Vec<Heat>, Vec<Heat>) = (heat(&later), heat(&restored));
+        let near = |(one, other): (&Heat, &Heat)| one.abs_diff(*other) <= 1;
+        assert!(one.iter().zip(&other).all(near), "{one:?} {other:?}");
+        // Used once stays that; and what the LRU says is no use that was seen.
+        let mut map = HeatMap::default();
+        let run = |index, heat| Run {
+            index,
+            pages: 1,
+            heat,
+        };
+        map.restore(
+            FILE,
+            &[run(1, ONCE), run(2, ONCE - 1), run(3, Heat::MAX)],
+            1000,
+        );
+        assert_eq!(heats(&map), [(1, ONCE), (3, AGAIN_HEAT)]);
+    }
+
+    #[test]
+    fn what_is_seen_again_merges_with_what_was_restored() {
+        let mut map = HeatMap::default();
+        map.mark(FILE, 0, &bits(&[1, 2], &[2]));
+        map.mark(FILE, 0, &bits(&[2], &[2]));
+        let [(_, once), (_, hot)] = heats(&map)[..] else {
+            panic!("{map:?}");
+        };
+        let run = |index, heat| Run {
+            index,
+            pages: 1,
+            heat,
+        };
+        map.restore(FILE, &[run(1, hot - 4), run(2, hot - 4), run(600, once)], 0);
+        assert_eq!(heats(&map), [(1, hot - 4), (2, hot), (600, once)]);
+        map.remove(FILE);
+        assert_eq!((heats(&map), map.room), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn what_is_restored_takes_no_more_room_than_there_is() {
+        let mut map = HeatMap::default();
+        let run = |chunk| Run {
+            index: chunk * CHUNK_PAGES,
+            pages: 1,
+            heat: AGAIN_HEAT + 3,
+        };
+        let runs: Vec<_> = (0..1_000_000).map(run).collect();
+        map.restore(FILE, &runs, 0);
+        assert!(map.room <= ROOM && map.forgotten() > 0, "{}", map.room);
+        let beyond = Run {
+            index: u64::MAX - 9,
+            pages: 9,
+            heat: 9,
+        };
+        map.restore(FILE, &[beyond], 0);
     }
 
     #[test]

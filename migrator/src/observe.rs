@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags};
+
 use crate::duty::{self, Duty};
 use crate::signals::Signals;
 use crate::tracker::Tracker;
@@ -59,6 +61,32 @@ impl Epochs {
     }
 }
 
+/// Something that is done beside an observation, in the time between two looks.
+pub trait Beside {
+    /// What wakes it.
+    fn events(&self) -> Vec<PollFd<'_>>;
+    /// When it wants to go on, whatever happens.
+    fn deadline(&self) -> Option<Instant>;
+    /// Goes on until about a moment.
+    fn work(&mut self, tracker: &mut Tracker, until: Instant);
+}
+
+/// Nothing.
+impl Beside for () {
+    fn events(&self) -> Vec<PollFd<'_>> {
+        Vec::new()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn work(&mut self, _: &mut Tracker, _: Instant) {}
+}
+
+/// How long what is done beside may take at a time, at least and at most.
+const SLICE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
+
 /// Observes for some time, or until a signal comes or the target is gone: all the
 /// time, or as `duty` says. `each` is called after each epoch of length `interval`,
 /// in pauses as well.
@@ -69,8 +97,24 @@ pub fn observe(
     tracker: &mut Tracker,
     interval: Duration,
     duration: Option<Duration>,
+    duty: Option<Duty>,
+    signals: &Signals,
+    each: impl FnMut(&mut Tracker) -> anyhow::Result<()>,
+) -> anyhow::Result<Ended> {
+    observe_beside(tracker, interval, duration, duty, signals, &mut (), each)
+}
+
+/// The same with something that is done beside.
+///
+/// # Errors
+/// As for [`observe`].
+pub fn observe_beside(
+    tracker: &mut Tracker,
+    interval: Duration,
+    duration: Option<Duration>,
     mut duty: Option<Duty>,
     signals: &Signals,
+    beside: &mut impl Beside,
     mut each: impl FnMut(&mut Tracker) -> anyhow::Result<()>,
 ) -> anyhow::Result<Ended> {
     let began = Instant::now();
@@ -106,11 +150,20 @@ pub fn observe(
         if !tracker.is_paused() {
             next = next.min(now + COLLECT_EVERY);
         }
-        let interrupted = signals.wait(tracker.wakes(), next.saturating_duration_since(now))?;
+        next = next.min(beside.deadline().unwrap_or(next));
+        let wakes = tracker.wakes().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let events = wakes.into_iter().chain(beside.events());
+        let interrupted = signals.wait_for(events, next.saturating_duration_since(now))?;
         tracker.collect()?;
         if interrupted {
             return Ok(Ended::Interrupted);
         }
+        let now = Instant::now();
+        let slice = match tracker.is_paused() {
+            true => SLICE.1,
+            false => tracker.is_due_at().saturating_duration_since(now),
+        };
+        beside.work(tracker, now + slice.clamp(SLICE.0, SLICE.1));
     }
 }
 

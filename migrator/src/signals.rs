@@ -39,11 +39,24 @@ impl Signals {
     /// # Errors
     /// Those of poll(2) and signalfd(2).
     pub fn wait(&self, other: Option<BorrowedFd<'_>>, time: Duration) -> anyhow::Result<bool> {
+        let others = other.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        self.wait_for(others, time)
+    }
+
+    /// The same for any number of other descriptors, and what is to happen on each.
+    ///
+    /// # Errors
+    /// As for [`Self::wait`].
+    pub fn wait_for<'a>(
+        &'a self,
+        others: impl IntoIterator<Item = PollFd<'a>>,
+        time: Duration,
+    ) -> anyhow::Result<bool> {
         // Rounded up, so that a wait for less than a millisecond is none for
         // nothing.
         let time = time.as_millis().saturating_add(1).min(60_000) as u16;
         let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(others);
         match poll(&mut fds, PollTimeout::from(time)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("failed to wait"),

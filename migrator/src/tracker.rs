@@ -10,7 +10,7 @@ use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 use migrator_common::event::{Counters, Event, HALF_FULL};
 
 use crate::duty::{News, Window};
-use crate::file::{InodeKey, Resolver, identity};
+use crate::file::{InodeKey, Resolver, Unresolved, identity};
 use crate::format;
 use crate::heat::{FileId, HeatMap, Sum};
 use crate::kernel;
@@ -57,6 +57,9 @@ pub struct Tracker {
     is_sampled: bool,
     /// When the processes' open and mapped files were looked at.
     looked_at: Option<Instant>,
+    /// The files that they had open and mapped then; of all processes of the host it is
+    /// not kept.
+    in_use: Vec<FileId>,
     /// How many pages of files each process had mapped then.
     mapped: HashMap<i32, u64>,
     /// When the access map was emptied.
@@ -156,6 +159,7 @@ impl Tracker {
             unsampled: BTreeMap::new(),
             is_sampled: false,
             looked_at: None,
+            in_use: Vec::new(),
             mapped: HashMap::new(),
             drained_at: Instant::now(),
             window: None,
@@ -470,6 +474,74 @@ impl Tracker {
         }
     }
 
+    /// Returns the files that the target has open and mapped.
+    pub fn in_use(&self) -> &[FileId] {
+        &self.in_use
+    }
+
+    /// Returns the pages that were seen to be used.
+    pub fn heat(&self) -> &HeatMap {
+        &self.known.heat
+    }
+
+    /// Returns when the access map is to be emptied next.
+    pub fn is_due_at(&self) -> Instant {
+        self.drained_at + FRESH
+    }
+
+    /// Returns where a file is now that was seen.
+    ///
+    /// # Errors
+    /// Why there is no such place.
+    pub fn identify(&mut self, file: FileId) -> Result<FileIdentity, Unresolved> {
+        self.resolver
+            .resolve(inode_key(file, self.generation(file)))
+    }
+
+    /// Returns the generation of a file's inode; 0 where it is not known.
+    pub fn generation(&self, file: FileId) -> u32 {
+        self.generations.get(&file).copied().unwrap_or(0)
+    }
+
+    /// Takes over where a file is that an earlier tracker has seen.
+    pub fn recall(&mut self, key: InodeKey, path: PathBuf) -> FileId {
+        let file = file_id(key);
+        if key.generation != 0 {
+            self.generations.insert(file, key.generation);
+        }
+        self.resolver.recall(key, path);
+        file
+    }
+
+    /// Takes over pages of such a file, as [`HeatMap::restore`] does.
+    pub fn restore(&mut self, file: FileId, runs: &[Run], epochs: u32) {
+        self.known.heat.restore(file, runs, epochs);
+    }
+
+    /// Ends an epoch in which nothing was observed.
+    pub fn skip_epoch(&mut self) {
+        self.known.heat.next_epoch();
+    }
+
+    /// Forgets a file.
+    pub fn forget(&mut self, file: FileId) {
+        self.known.heat.remove(file);
+        self.generations.remove(&file);
+    }
+
+    /// Returns what is not known.
+    pub fn lost(&self) -> Lost {
+        let mut lost = Lost {
+            forgotten: self.known.heat.forgotten(),
+            ..Lost::default()
+        };
+        if let Source::Ebpf(source) = &self.source {
+            lost.counters = source.counters();
+            lost.skipped = source.skipped();
+        }
+        lost
+    }
+
     /// What is known.
     pub fn known(&self) -> &Known {
         &self.known
@@ -518,18 +590,16 @@ impl Tracker {
     /// What accesses say.
     fn as_observed(&mut self, min_heat: Heat) -> Overview {
         let mut overview = Overview::new(min_heat);
-        overview.lost.forgotten = self.known.heat.forgotten();
-        if let Source::Ebpf(source) = &self.source {
-            overview.lost.counters = source.counters();
-            overview.lost.skipped = source.skipped();
-            if overview.lost.counters.events_lost > 0 {
-                for key in source.files_seen() {
-                    let file = FileId {
-                        device: key.device,
-                        inode: key.inode,
-                    };
-                    self.generations.entry(file).or_insert(key.generation);
-                }
+        overview.lost = self.lost();
+        if let Source::Ebpf(source) = &self.source
+            && overview.lost.counters.events_lost > 0
+        {
+            for key in source.files_seen() {
+                let file = FileId {
+                    device: key.device,
+                    inode: key.inode,
+                };
+                self.generations.entry(file).or_insert(key.generation);
             }
         }
         overview
@@ -615,7 +685,10 @@ impl Tracker {
             processes.sort_unstable();
             processes.dedup();
         }
-        self.resolver.observe(processes.iter().copied());
+        let observed = self.resolver.observe(processes.iter().copied());
+        if self.target != Target::All {
+            self.in_use = observed.inodes.into_iter().map(file_id).collect();
+        }
         if matches!(self.source, Source::Ebpf(_)) {
             self.mark_mapped(&processes);
             self.looked_at = Some(Instant::now());
@@ -754,7 +827,8 @@ fn sum_of<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Sum {
     sum
 }
 
-fn file_id(key: InodeKey) -> FileId {
+/// Returns an inode as heat names it.
+pub fn file_id(key: InodeKey) -> FileId {
     FileId {
         device: key.major << 20 | key.minor,
         inode: key.inode,

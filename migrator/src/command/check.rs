@@ -9,12 +9,16 @@ use serde::Serialize;
 
 use crate::cli::CheckArgs;
 use crate::exit::Outcome;
+use crate::history::answer::Status;
+use crate::history::request::{Request, Wanted};
+use crate::history::{self, client};
 use crate::kernel::{self, Cgroups, Kernel};
+use crate::pagelist::RESIDENT;
 use crate::source::{self, Refusal, Seen};
 
 /// Runs the command.
 pub(super) fn run(args: CheckArgs) -> anyhow::Result<Outcome> {
-    let report = Report::probe();
+    let report = Report::probe(&args);
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &report).context("failed to print the report")?;
@@ -40,6 +44,10 @@ struct Report {
     mglru: bool,
     cgroup: &'static str,
     criu: Option<String>,
+    /// The tracker of this host, if one runs.
+    tracker: Option<Status>,
+    /// Why it could not be asked.
+    tracker_error: Option<String>,
     sources: Vec<SourceReport>,
     /// What `--source auto` chooses.
     chosen: Option<&'static str>,
@@ -102,7 +110,7 @@ impl SeenReport {
 }
 
 impl Report {
-    fn probe() -> Self {
+    fn probe(args: &CheckArgs) -> Self {
         let kernel = Kernel::probe(Path::new("/proc"), Path::new("/sys"));
         let sources: Vec<SourceReport> = source::probe()
             .into_iter()
@@ -125,6 +133,10 @@ impl Report {
                 }
             })
             .collect();
+        let (tracker, tracker_error) = match tracker(args) {
+            Ok(tracker) => (tracker, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
         Self {
             schema: "migrator.check/1",
             version: env!("CARGO_PKG_VERSION"),
@@ -141,6 +153,8 @@ impl Report {
                 Cgroups::Hybrid => "v1 and v2",
             },
             criu: criu(),
+            tracker,
+            tracker_error,
             chosen: sources
                 .iter()
                 .find(|source| source.usable)
@@ -148,6 +162,17 @@ impl Report {
             sources,
         }
     }
+}
+
+/// Asks the tracker of this host for its status.
+fn tracker(args: &CheckArgs) -> anyhow::Result<Option<Status>> {
+    let request = Request {
+        min_heat: RESIDENT,
+        wanted: Wanted::Status,
+    };
+    let socket = history::socket(args.socket.as_deref());
+    let known = client::ask(&socket, request, client::PATIENCE)?;
+    Ok(known.map(|known| known.status))
 }
 
 /// The version of CRIU, if it can be run.
@@ -181,6 +206,23 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "MGLRU      {mglru}")?;
     writeln!(out, "cgroup     {}", report.cgroup)?;
     writeln!(out, "CRIU       {criu}")?;
+    match (&report.tracker, &report.tracker_error) {
+        (Some(tracker), _) => writeln!(
+            out,
+            "tracker    process {} runs since {}: {} pages of {} files, observed for {:.0} s",
+            tracker.pid,
+            tracker.since(),
+            tracker.pages,
+            tracker.files,
+            tracker.observed_seconds
+        )?,
+        (None, Some(error)) => writeln!(out, "tracker    {error}")?,
+        (None, None) => writeln!(
+            out,
+            "tracker    does not run (`migrator track --all --serve` knows what is used before a \
+             move)"
+        )?,
+    }
     for source in &report.sources {
         writeln!(
             out,

@@ -107,6 +107,11 @@ fn report(seen: &Seen, path: &Path, start: Instant) {
         start.elapsed(),
         seen.how,
     ));
+    if let Some(since) = &seen.tracker {
+        tell(&format!(
+            "page cache: with what the tracker knows that runs since {since}"
+        ));
+    }
     if !seen.complete {
         tell("page cache: there was no time for more");
     }

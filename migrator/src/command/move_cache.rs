@@ -143,7 +143,7 @@ fn watch(
     signals: &Signals,
     link: &Link,
 ) -> anyhow::Result<Option<(PageIndexList, &'static str, Duration)>> {
-    let (mut tracker, chosen) = track::start(target(&args.subject), args.source.source)?;
+    let (mut tracker, chosen) = track::start(target(&args.subject), &args.source)?;
     let began = Instant::now();
     let ended = observe(
         &mut tracker,

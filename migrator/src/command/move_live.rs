@@ -54,9 +54,9 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
         }),
     };
     let progress = Arc::new(Progress::default());
-    let choice = args.source.source;
+    let observe = args.source;
     let tracker = || {
-        let (tracker, chosen) = track::start(Target::Process(root), choice)?;
+        let (tracker, chosen) = track::start(Target::Process(root), &observe)?;
         Ok((tracker, chosen.name))
     };
     let moved = {

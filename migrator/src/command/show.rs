@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use bytesize::ByteSize;
@@ -12,13 +13,21 @@ use serde::{Serialize, Serializer};
 use crate::cli::ShowArgs;
 use crate::exit::Outcome;
 use crate::format;
-use crate::pagelist::{Heat, HotFile, PageIndexList, Run};
+use crate::history::request::{Request, Wanted};
+use crate::history::{self, client};
+use crate::pagelist::{Heat, HotFile, PageIndexList, RESIDENT, Run};
+
+/// How long the tracker may take to tell all that it knows.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 ///
 /// The list is read and verified whole before the first byte is printed.
 pub(super) fn run(args: ShowArgs) -> anyhow::Result<Outcome> {
-    let list = format::read_file(&args.list)?;
+    let list = match &args.list {
+        Some(list) => format::read_file(list)?,
+        None => ask(&args)?,
+    };
     let mut output = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let print = if args.json { print_json } else { print_table };
     match print(&list, &mut output).and_then(|()| output.flush()) {
@@ -27,6 +36,26 @@ pub(super) fn run(args: ShowArgs) -> anyhow::Result<Outcome> {
         result => result.context("failed to write to standard output")?,
     }
     Ok(Outcome::Done)
+}
+
+/// Asks the tracker of this host.
+fn ask(args: &ShowArgs) -> anyhow::Result<PageIndexList> {
+    let wanted = match args.below.is_empty() {
+        true => Wanted::All,
+        false => Wanted::Below(args.below.clone()),
+    };
+    let socket = history::socket(args.socket.as_deref());
+    let request = Request {
+        min_heat: RESIDENT,
+        wanted,
+    };
+    let known = client::ask(&socket, request, ASK_LIMIT)?;
+    let known = known.context(
+        "no tracker runs on this host that could be asked: name a list, or start one \
+         (`migrator track --all --serve`)",
+    )?;
+    crate::say!("the tracker runs since {}", known.status.since());
+    Ok(known.list)
 }
 
 /// Writes the table: a line a file, the hottest first, and totals.

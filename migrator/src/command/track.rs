@@ -3,22 +3,27 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytesize::ByteSize;
+use nix::poll::PollFd;
 use serde::Serialize;
 
-use crate::cli::{ObserveArgs, SourceChoice, TargetArgs, TrackArgs, WindowsChoice};
+use crate::cli::{ObserveArgs, TargetArgs, TrackArgs, WindowsChoice};
 use crate::duty::{self, Duty};
-use crate::exit::{Outcome, Unsupported};
+use crate::exit::{Outcome, Unsupported, Usage};
 use crate::heat::Sum;
+use crate::history::answer::at;
+use crate::history::keeper::{Keeper, SAVE_INTERVAL};
+use crate::history::server::{About, Server};
+use crate::history::{self, client};
 use crate::kernel;
-use crate::observe::{Ended, observe};
+use crate::observe::{Beside, Ended, observe_beside};
 use crate::pagelist::{AGAIN, Heat};
 use crate::signals::Signals;
-use crate::source::{Chosen, Refusal};
+use crate::source::{Chosen, Refusal, Source};
 use crate::target::Target;
 use crate::tracker::{FileName, Found, Lost, Overview, Tracker};
 
@@ -32,11 +37,22 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     if let Some(output) = &args.output {
         writable(output)?;
     }
+    // clap does not ask for --all beside an option that excludes it.
+    if args.serve && !args.all {
+        return Err(Usage("--serve needs --all: a host has one tracker".into()).into());
+    }
+    if args.save_every.is_some() && args.output.is_none() && !args.serve {
+        return Err(Usage("--save-every needs --output or --serve".into()).into());
+    }
     let signals = Signals::block()?;
-    let (mut tracker, chosen) = start(target(&args.target), args.observe.source)?;
+    let (mut tracker, chosen) = start(target(&args.target), &args.observe)?;
 
     let duty = duty(&args, &tracker);
     let in_windows = duty.is_some();
+    let mut serving = match args.serve {
+        true => Some(Serving::start(&args, &mut tracker, &chosen, in_windows)?),
+        false => None,
+    };
 
     let began = Instant::now();
     let mut saved = began;
@@ -46,8 +62,8 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         let due = args
             .save_every
             .is_some_and(|every| saved.elapsed() >= every);
-        // In a pause there is nothing new to show.
-        if !args.json && !tracker.is_paused() {
+        // In a pause there is nothing new to show, and nobody looks at one that serves.
+        if !args.json && !args.serve && !tracker.is_paused() {
             heard(shown.print(began.elapsed(), tracker, min_heat))?;
         }
         if let (true, Some(output)) = (due, &args.output) {
@@ -61,14 +77,20 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         }
         Ok(())
     };
-    let ended = observe(
+    let ended = observe_beside(
         &mut tracker,
         args.observe.interval,
         args.duration,
         duty,
         &signals,
+        &mut serving,
         each,
-    )?;
+    );
+    // Whatever it was that ended it, what is known is worth keeping.
+    if let Some(serving) = serving {
+        serving.end(&mut tracker);
+    }
+    let ended = ended?;
     if ended == Ended::TargetGone {
         crate::say!("the target has ended");
     }
@@ -149,10 +171,12 @@ pub(super) fn target(args: &TargetArgs) -> Target {
     }
 }
 
-/// Starts to observe, and says on stderr with what.
-pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tracker, Chosen)> {
-    let (tracker, chosen) =
-        Tracker::start(target, choice.into()).map_err(|refusal| match refusal {
+/// Starts to observe, and says on stderr with what. What the tracker of this host knows
+/// of the target's files is taken over.
+pub(super) fn start(target: Target, args: &ObserveArgs) -> anyhow::Result<(Tracker, Chosen)> {
+    let is_part = target != Target::All;
+    let (mut tracker, chosen) =
+        Tracker::start(target, args.source.into()).map_err(|refusal| match refusal {
             Refusal::NotSupported(_) | Refusal::NotPermitted(_) => {
                 anyhow::Error::from(Unsupported(format!(
                     "failed to observe: {refusal} (`migrator check` shows what this host can do)"
@@ -169,6 +193,9 @@ pub(super) fn start(target: Target, choice: SourceChoice) -> anyhow::Result<(Tra
         chosen.name,
         tracker.source()
     );
+    if is_part && !args.no_history {
+        take_over(&mut tracker, args);
+    }
     Ok((tracker, chosen))
 }
 
@@ -185,6 +212,102 @@ pub(super) fn sample_lru(tracker: &mut Tracker, args: &ObserveArgs) {
 /// Returns whether the LRU can add anything to the list that is asked for.
 pub(super) fn wants_lru(args: &ObserveArgs) -> bool {
     !args.observed_only && args.min_heat < AGAIN
+}
+
+/// Takes over what the tracker of this host knows, if one runs. That it can't be asked
+/// is no reason not to observe.
+fn take_over(tracker: &mut Tracker, args: &ObserveArgs) {
+    let socket = history::socket(args.socket.as_deref());
+    match client::ask_for(&socket, tracker.in_use(), args.min_heat, client::PATIENCE) {
+        Ok(Some(known)) => {
+            crate::say!(
+                "going on from the tracker that runs since {}: {} pages of {} files",
+                known.status.since(),
+                known.list.pages(),
+                known.list.files.len()
+            );
+            tracker.add_besides(known.list);
+        }
+        Ok(None) => {}
+        Err(error) => crate::say!("warning: {error:#}; observing goes on without it"),
+    }
+}
+
+/// What the tracker of a host does beside observing.
+struct Serving {
+    server: Server,
+    keeper: Keeper,
+}
+
+impl Serving {
+    fn start(
+        args: &TrackArgs,
+        tracker: &mut Tracker,
+        chosen: &Chosen,
+        windows: bool,
+    ) -> anyhow::Result<Self> {
+        if !matches!(tracker.source(), Source::Ebpf(_)) {
+            let why = "only accesses that source ebpf sees are worth keeping, and `migrator check` \
+                       says why it can't be used; what the LRU knows needs no tracker";
+            return Err(Unsupported(format!("failed to serve: {why}")).into());
+        }
+        let socket = history::socket(args.observe.socket.as_deref());
+        let about = About {
+            source: chosen.name,
+            windows,
+        };
+        let server = Server::listen(&socket, about)?;
+        let state = match &args.state {
+            Some(state) => state.clone(),
+            None => {
+                let state = PathBuf::from(history::STATE);
+                if let Some(directory) = state.parent() {
+                    let made = std::fs::create_dir_all(directory);
+                    made.with_context(|| format!("failed to create {}", directory.display()))?;
+                }
+                state
+            }
+        };
+        let mut keeper = Keeper::new(state, args.save_every.unwrap_or(SAVE_INTERVAL));
+        match keeper.restore(tracker, args.observe.interval) {
+            Ok(Some(restored)) => crate::say!(
+                "going on from what was kept at {}: {} pages of {} files",
+                at(restored.saved_at),
+                restored.pages,
+                restored.files
+            ),
+            Ok(None) => {}
+            Err(error) => crate::say!("warning: {error:#}; it begins with nothing"),
+        }
+        crate::say!("serving at {}", socket.display());
+        Ok(Self { server, keeper })
+    }
+
+    /// Keeps what is known, and answers nobody any more.
+    fn end(mut self, tracker: &mut Tracker) {
+        self.keeper.save(tracker);
+    }
+}
+
+impl Beside for Option<Serving> {
+    fn events(&self) -> Vec<PollFd<'_>> {
+        self.as_ref()
+            .map_or_else(Vec::new, |serving| serving.server.events())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let serving = self.as_ref()?;
+        let keeper = serving.keeper.deadline();
+        let server = serving.server.deadline();
+        Some(server.map_or(keeper, |server| server.min(keeper)))
+    }
+
+    fn work(&mut self, tracker: &mut Tracker, until: Instant) {
+        if let Some(serving) = self {
+            serving.server.work(tracker, until);
+            serving.keeper.work(tracker, until);
+        }
+    }
 }
 
 /// Finds out before the observation, not after it, that there is no place for

@@ -28,9 +28,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::statfs;
 
-use crate::file::identity;
 use crate::file::maps::Mapping;
-use crate::file::{Device, open_files};
+use crate::file::open_files::OpenFile;
+use crate::file::{Device, Resolver, identity, open_files};
+use crate::heat::FileId;
+use crate::history::{self, client};
 use crate::kernel;
 use crate::pagelist::runs::{self, Joined};
 use crate::pagelist::{ACTIVE, FileIdentity, Heat, HotFile, PageIndexList, REFERENCED, Run};
@@ -39,9 +41,13 @@ use crate::source::lru::Sampler;
 use crate::source::mapped;
 use crate::source::pageflags::drain_batches;
 use crate::target::Target;
+use crate::tracker::file_id;
 
 /// So much of a file is looked at in one go, in bytes.
 const PART: u64 = 64 << 20;
+
+/// How long the tracker of this host may take to tell what it knows of the files.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
 
 /// Threads that look: on a network file system each file takes round trips.
 const LOOKERS: usize = 8;
@@ -60,6 +66,8 @@ pub struct Seen {
     pub left_out: BTreeMap<String, u64>,
     /// Whether there was time for everything.
     pub complete: bool,
+    /// Since when the tracker runs that was asked, as people write it.
+    pub tracker: Option<String>,
 }
 
 /// Looks at the tree below `init` for so long at most. Of files that an
@@ -90,6 +98,14 @@ pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow
             _ = jobs.send(Job::Mapped(pid));
         }
     }
+    let (tell, told) = unbounded();
+    if earlier.is_none() && history::socket(None).exists() {
+        let (tree, tell) = (Arc::clone(&tree), tell.clone());
+        thread::Builder::new()
+            .name("history".into())
+            .spawn(move || tell_history(&tree, &tell))
+            .context("failed to start a thread")?;
+    }
     let earlier = Earlier::new(&tree, earlier);
     // With little time, many small files are worth more than a part of one.
     let mut files: Vec<usize> = (0..tree.files.len()).collect();
@@ -105,7 +121,6 @@ pub fn look(init: i32, time: Duration, earlier: Option<PageIndexList>) -> anyhow
     if !parts.is_empty() {
         drain_batches();
     }
-    let (tell, told) = unbounded();
     let mut sampler = Some(sampler);
     for _ in 0..LOOKERS.min(parts.len()) {
         let sampler = match sampler.take() {
@@ -163,7 +178,43 @@ enum Job {
 enum Told {
     Runs(usize, Vec<Run>),
     Mapped(HashMap<usize, Vec<Range<u64>>>),
+    History(String, HashMap<usize, Vec<Run>>),
     LeftOut(String),
+}
+
+/// Tells what the tracker of this host knows of the files.
+fn tell_history(tree: &Tree, tell: &Sender<Told>) {
+    let mut resolver = Resolver::new(PathBuf::from("/proc"));
+    let mut numbers: HashMap<FileId, usize> = HashMap::new();
+    for (number, file) in tree.files.iter().enumerate() {
+        // Of an overlay the layer's file, which has the pages.
+        if let Some(key) = resolver.inode_of(&file.process, &file.open) {
+            numbers.insert(file_id(key), number);
+        }
+    }
+    let files: Vec<FileId> = numbers.keys().copied().collect();
+    let asked = client::ask_for(&history::socket(None), &files, REFERENCED, ASK_LIMIT);
+    let told = match asked {
+        Ok(None) => return,
+        Ok(Some(known)) => {
+            let runs = known.list.files.into_iter().filter_map(|file| {
+                let identity = &file.identity;
+                let device = Device::from_stat(identity.device);
+                let by_inode = FileId {
+                    device: device.major << 20 | device.minor,
+                    inode: identity.inode,
+                };
+                // Where `st_dev` is a subvolume's, it is the one that the tree's file has.
+                let known = || *tree.known.get(&(identity.device, identity.inode))?;
+                let number = numbers.get(&by_inode).copied().or_else(known)?;
+                Some((number, file.runs))
+            });
+            Told::History(known.status.since(), runs.collect())
+        }
+        Err(error) => Told::LeftOut(format!("{error:#}")),
+    };
+    // It may be too late by now.
+    _ = tell.send(told);
 }
 
 fn work(tree: &Tree, sampler: &Sampler, page_size: u32, jobs: &Receiver<Job>, tell: &Sender<Told>) {
@@ -208,6 +259,7 @@ fn collect(
     let mut runs = earlier.runs;
     let mut mapped: Vec<Vec<Range<u64>>> = vec![Vec::new(); tree.files.len()];
     let mut left_out = tree.left_out.clone();
+    let (mut tracker, mut history) = (None, HashMap::new());
     let complete = loop {
         match told.recv_deadline(deadline) {
             Ok(Told::Runs(file, more)) => runs[file].extend(more),
@@ -216,17 +268,22 @@ fn collect(
                     mapped[file].extend(ranges);
                 }
             }
+            Ok(Told::History(since, more)) => {
+                tracker = Some(since);
+                history = more;
+            }
             Ok(Told::LeftOut(why)) => *left_out.entry(why).or_default() += 1,
             Err(RecvTimeoutError::Disconnected) => break true,
             Err(RecvTimeoutError::Timeout) => break false,
         }
     };
-    let files = tree.files.iter().zip(runs).zip(mapped);
-    let files = files.filter_map(|((file, runs), mapped)| {
+    let files = tree.files.iter().zip(runs).zip(mapped).enumerate();
+    let files = files.filter_map(|(number, ((file, runs), mapped))| {
         let end = file.identity.size.div_ceil(u64::from(page_size));
+        let known = history.remove(&number).unwrap_or_default();
         let file = HotFile {
             identity: file.identity.clone(),
-            runs: warm(runs, mapped, end),
+            runs: runs::union(&warm(runs, mapped, end), &runs::clip(&known, end)),
         };
         (!file.runs.is_empty()).then_some(file)
     });
@@ -237,6 +294,7 @@ fn collect(
         how,
         left_out,
         complete,
+        tracker,
     }
 }
 
@@ -283,7 +341,9 @@ fn looks(mapping: &Mapping) -> Looks {
 #[derive(Debug)]
 struct Candidate {
     /// Leads to it whatever its name, and in whatever mount namespace.
-    link: PathBuf,
+    open: OpenFile,
+    /// The process that has it open, as in `/proc/7`.
+    process: PathBuf,
     identity: FileIdentity,
     file: OnceLock<Result<File, String>>,
 }
@@ -305,7 +365,7 @@ impl Tree {
             {
                 continue;
             }
-            let number = match self.find(&file.link, root) {
+            let number = match self.find(process, &file, root) {
                 Ok(number) => number,
                 Err(why) => {
                     *self.left_out.entry(why.into()).or_default() += 1;
@@ -319,16 +379,21 @@ impl Tree {
     }
 
     /// The number of the file behind a link, if it is one that counts.
-    fn find(&mut self, link: &Path, root: &Path) -> Result<Option<usize>, &'static str> {
+    fn find(
+        &mut self,
+        process: &Path,
+        open: &OpenFile,
+        root: &Path,
+    ) -> Result<Option<usize>, &'static str> {
         // A process without an executable, or a file that was closed.
-        let Ok(meta) = fs::metadata(link) else {
+        let Ok(meta) = fs::metadata(&open.link) else {
             return Ok(None);
         };
         let place = (meta.dev(), meta.ino());
         if let Some(&number) = self.known.get(&place) {
             return Ok(number);
         }
-        let number = match self.candidate(link, &meta, root) {
+        let number = match self.candidate(process, open, &meta, root) {
             Ok(None) => None,
             Ok(Some(candidate)) => {
                 self.files.push(candidate);
@@ -345,10 +410,12 @@ impl Tree {
 
     fn candidate(
         &mut self,
-        link: &Path,
+        process: &Path,
+        open: &OpenFile,
         meta: &Metadata,
         root: &Path,
     ) -> Result<Option<Candidate>, &'static str> {
+        let link = &open.link;
         if !meta.is_file() || !self.is_on_disk(meta.dev(), link) {
             return Ok(None);
         }
@@ -369,7 +436,8 @@ impl Tree {
             return Err("no path for a list");
         }
         Ok(Some(Candidate {
-            link: link.to_owned(),
+            open: open.clone(),
+            process: process.to_owned(),
             identity,
             file: OnceLock::new(),
         }))
@@ -393,7 +461,7 @@ impl Candidate {
                 OpenOptions::new()
                     .read(true)
                     .custom_flags((flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
-                    .open(&self.link)
+                    .open(&self.open.link)
             };
             // Only a file's owner may ask that its atime stay as it is.
             open(OFlag::O_NOATIME)
@@ -464,9 +532,14 @@ mod tests {
         fs::write(&path, "x").expect("a file");
         let file = File::open(&path).expect("the file");
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let open = OpenFile {
+            link: link.into(),
+            fd: None,
+            mapping: None,
+        };
         let find = |root: &Path| {
             let mut tree = Tree::default();
-            let number = tree.find(Path::new(&link), root)?;
+            let number = tree.find(Path::new("/proc/self"), &open, root)?;
             Ok(number.map(|number| tree.files[number].identity.path.clone()))
         };
         assert_eq!(find(Path::new("/")), Ok(Some(path.clone())));

@@ -98,10 +98,21 @@ impl Resolver {
         observation
     }
 
+    /// Returns the inode that holds the pages of an open file, if it is a regular file or a
+    /// block device. `process` is a directory such as `/proc/7`.
+    pub fn inode_of(&mut self, process: &Path, file: &OpenFile) -> Option<InodeKey> {
+        self.sight(process, file)
+    }
+
     /// The inode of a mapping of a process that was observed.
     pub fn mapped(&self, mapping: &Mapping) -> Option<InodeKey> {
         let looks = (mapping.device, mapping.inode, mapping.path.clone());
         self.seen.get(&looks).copied()
+    }
+
+    /// Takes over where an inode was found by somebody else.
+    pub fn recall(&mut self, key: InodeKey, path: PathBuf) {
+        self.remember(key, Ok(path));
     }
 
     /// Where the file is on this host, with size and mtime as they are now.

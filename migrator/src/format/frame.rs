@@ -68,7 +68,7 @@ pub(super) fn seal(frame: &mut Vec<u8>, kind: u8, length: u16, crc: &mut u32) {
 }
 
 /// Appends a number in LEB128.
-pub(super) fn put_number(bytes: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_number(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);
         value >>= 7;
@@ -78,7 +78,7 @@ pub(super) fn put_number(bytes: &mut Vec<u8>, mut value: u64) {
 
 /// Takes a number in LEB128 off the front; `None` if the bytes end in it or
 /// it has more than 64 bits.
-pub(super) fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..u64::BITS).step_by(7) {
         let byte = take_byte(bytes)?;

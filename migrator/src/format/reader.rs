@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
 use super::frame::{self, CHECKSUM_BYTES, FRAME_HEAD_BYTES, HEADER_BYTES, MAGIC, kind};
-use super::{FormatError, Totals, runs};
+use super::{FormatError, Optional, Totals, runs};
 use crate::pagelist::{FileIdentity, HotFile, PageIndexList, Run, page_limit};
 
 /// How many frames of unknown optional kinds are skipped before the list is
@@ -39,9 +39,17 @@ pub struct Reader<R> {
     crc: u32,
     totals: Totals,
     skipped: u64,
+    kept: Option<Kept>,
     state: State,
     payload: Vec<u8>,
     runs: Vec<Run>,
+}
+
+/// The bytes of optional frames of a kind.
+struct Kept {
+    kind: Optional,
+    limit: usize,
+    bytes: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +91,24 @@ impl<R: Read> Reader<R> {
             crc,
             totals: Totals::default(),
             skipped: 0,
+            kept: None,
             state: State::Start,
             payload: Vec::new(),
             runs: Vec::new(),
         })
+    }
+
+    /// Keeps the bytes of optional frames of this kind from now on, one frame's behind
+    /// the other's, for [`Self::kept`]. More than `limit` are an error.
+    pub fn keep(&mut self, kind: Optional, limit: usize) {
+        let bytes = Vec::new();
+        self.kept = Some(Kept { kind, limit, bytes });
+    }
+
+    /// Takes what was kept so far.
+    pub fn kept(&mut self) -> Vec<u8> {
+        let kept = self.kept.as_mut();
+        kept.map_or_else(Vec::new, |kept| std::mem::take(&mut kept.bytes))
     }
 
     /// Bytes a page.
@@ -145,6 +167,12 @@ impl<R: Read> Reader<R> {
                     self.state = State::End;
                 }
                 kind::OPTIONAL.. => {
+                    if let Some(kept) = self.kept.as_mut().filter(|it| it.kind as u8 == kind) {
+                        if kept.bytes.len() + self.payload.len() > kept.limit {
+                            return Err(malformed("its optional frames are too long"));
+                        }
+                        kept.bytes.extend_from_slice(&self.payload);
+                    }
                     self.skipped =
                         super::within("frames of unknown kinds", self.skipped + 1, MAX_SKIPPED)?;
                     self.state = state;

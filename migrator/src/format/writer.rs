@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use super::frame::{self, FRAME_HEAD_BYTES, kind};
-use super::{FormatError, PAGE_SHIFTS, Totals, runs};
+use super::{FormatError, Optional, PAGE_SHIFTS, Totals, runs};
 use crate::pagelist::{self, FileIdentity, HotFile, Invalid, Run, page_limit};
 
 /// Writes a list to `W`, one `write` a frame: give it a
@@ -106,6 +106,23 @@ impl<W: Write> Writer<W> {
     pub fn flush(&mut self) -> Result<(), FormatError> {
         self.end_runs()?;
         Ok(self.output.flush()?)
+    }
+
+    /// Writes bytes that no page is told by as an optional frame: readers that do not
+    /// know its kind skip it.
+    ///
+    /// # Errors
+    /// [`FormatError::TooLarge`] for more than 65,535 bytes; or a write fails.
+    pub fn optional(&mut self, kind: Optional, bytes: &[u8]) -> Result<(), FormatError> {
+        self.end_runs()?;
+        self.begin_frame();
+        self.frame.extend_from_slice(bytes);
+        self.end_frame(kind as u8)
+    }
+
+    /// Returns where the list is written to.
+    pub fn output(&mut self) -> &mut W {
+        &mut self.output
     }
 
     /// Ends the list, flushes, and gives the output back.

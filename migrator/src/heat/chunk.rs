@@ -137,6 +137,36 @@ impl Chunk {
         }
     }
 
+    /// Raises pages, of which the numbers ascend, to at least what is given for each.
+    pub(super) fn raise(self: &mut Box<Self>, to: &[(u32, u16)]) {
+        let Some((_, first)) = to.first() else {
+            return;
+        };
+        let mut bits = ChunkBits::default();
+        for (page, _) in to {
+            bits.words[*page as usize / 64].used |= 1 << (page % 64);
+        }
+        let is_alike = to.iter().all(|(_, page)| page == first);
+        if is_alike && (self.is_empty() || self.alike() == Some(*first)) {
+            self.pages[0] = *first;
+            for (word, known) in bits.words.iter().zip(&mut self.known) {
+                *known |= word.used;
+            }
+            return;
+        }
+        self.learn(&bits);
+        let mut to = to.iter().peekable();
+        let mut place = 0;
+        for (word, known) in (0..).zip(self.known) {
+            for bit in ones(known) {
+                if let Some((_, page)) = to.next_if(|(page, _)| *page == 64 * word + bit) {
+                    self.pages[place] = self.pages[place].max(*page);
+                }
+                place += 1;
+            }
+        }
+    }
+
     /// What all pages have in common after these uses, if it is so, where it is
     /// `page` now.
     fn marked_alike(&self, page: u16, bits: &ChunkBits, several: u16) -> Option<u16> {

@@ -46,9 +46,37 @@ pub(super) fn heat(page: u16) -> Heat {
     pagelist::AGAIN + (exponent * 4 + mantissa) as Heat
 }
 
+/// Returns the page that has this heat: the least count of those that have. Nothing for
+/// a heat that no page has that was seen to be used.
+///
+/// How lately a page was used that was used once is not in its heat: it is one of the
+/// first to be forgotten.
+pub(super) fn page_of(heat: Heat) -> Option<u16> {
+    match heat {
+        0..pagelist::ONCE => None,
+        pagelist::ONCE..pagelist::AGAIN => Some(SOMETHING),
+        pagelist::AGAIN.. => {
+            let steps = u32::from(heat - pagelist::AGAIN);
+            let count = ((4 + steps % 4) << (steps / 4).min(15)).div_ceil(4);
+            Some(AGAIN | count.min(COUNT.into()) as u16)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_heat_leads_back_to_a_page_of_that_heat() {
+        for page in (1..=COUNT).flat_map(|count| [count, AGAIN | count]) {
+            let back = page_of(heat(page)).expect("a page");
+            assert_eq!(heat(back), heat(page), "{page}");
+            assert!(back <= page || page & AGAIN == 0, "{page} {back}");
+        }
+        assert_eq!(page_of(pagelist::REFERENCED), None);
+        assert_eq!(page_of(Heat::MAX), Some(AGAIN | COUNT));
+    }
 
     #[test]
     fn four_steps_of_heat_are_half_the_count() {
