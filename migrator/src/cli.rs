@@ -4,6 +4,7 @@
 mod list;
 mod snapshot;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::container::Runtime;
 use crate::pagelist::{self, Heat};
 use crate::pathmap::Mapping;
 use crate::source::Choice;
@@ -50,6 +52,9 @@ pub enum Command {
     CriuHook(CriuHookArgs),
     /// Say what this host can do.
     Check(CheckArgs),
+    /// Wait to be observed, then become a command.
+    #[command(hide = true)]
+    Hold(HoldArgs),
 }
 
 impl Cli {
@@ -75,6 +80,13 @@ pub struct TargetArgs {
     /// The processes of this cgroup and of those below it.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// The processes of the container of this name.
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Start this command, given behind `--`, and observe it from its first instruction.
+    /// Its exit code becomes ours, and text goes to standard error.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// Where accesses come from.
@@ -128,7 +140,7 @@ pub struct ObserveArgs {
 /// Whether `track` observes in windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WindowsChoice {
-    /// Without --for.
+    /// Without --for and COMMAND.
     Auto,
     /// Also with --for.
     Always,
@@ -138,6 +150,8 @@ pub enum WindowsChoice {
 
 /// `migrator track`
 #[derive(Debug, Args)]
+#[command(override_usage = "migrator track [OPTIONS] \
+    (--pid PID | --cgroup PATH | --container NAME | --all | -- COMMAND...)")]
 pub struct TrackArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
@@ -145,10 +159,14 @@ pub struct TrackArgs {
     /// Every process of this host.
     #[arg(long, group = "target")]
     pub all: bool,
+    /// Who runs the container.
+    #[arg(long, value_enum, default_value = "podman", requires = "container")]
+    pub runtime: RuntimeChoice,
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub observe: ObserveArgs,
-    /// Stop after this time; without it, at Ctrl-C or when the process ends.
+    /// Stop after this time; without it, at Ctrl-C or when the process ends. A COMMAND
+    /// runs on to its end.
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
     /// Observe in windows, so that it costs next to nothing: the first 10 epochs, then one in
@@ -242,6 +260,9 @@ pub struct MoveArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "flattened into the help of its parent")]
     pub subject: SubjectArgs,
+    /// Who runs the container; with docker, only --cache-only works.
+    #[arg(long, value_enum, default_value = "podman", requires = "container")]
+    pub runtime: RuntimeChoice,
     /// Where to: ssh://[user@]host, or tcp://ADDR:PORT on this machine.
     #[arg(long, value_name = "DEST")]
     pub to: String,
@@ -279,7 +300,7 @@ pub struct SubjectArgs {
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Option<i32>,
     /// The container of this name.
-    #[arg(long, value_name = "NAME", conflicts_with = "cache_only")]
+    #[arg(long, value_name = "NAME")]
     pub container: Option<String>,
     /// The processes of this cgroup; with --cache-only.
     #[arg(long, value_name = "PATH", requires = "cache_only")]
@@ -290,9 +311,6 @@ pub struct SubjectArgs {
 #[derive(Debug, Args)]
 #[group(id = "live", conflicts_with = "cache_only")]
 pub struct LiveArgs {
-    /// Who runs the container.
-    #[arg(long, value_enum, default_value = "podman", requires = "container")]
-    pub runtime: RuntimeChoice,
     /// Prefetch nothing before the freeze.
     #[arg(long)]
     pub no_warmup: bool,
@@ -322,10 +340,22 @@ pub struct LiveArgs {
 /// What runs a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RuntimeChoice {
-    /// podman, which then knows it on the other host.
+    /// podman; once moved, it knows the container on the other host.
     Podman,
-    /// runc by itself; its bundle has to be on both hosts.
+    /// runc by itself; to move it, its bundle has to be on both hosts.
     Runc,
+    /// docker.
+    Docker,
+}
+
+impl From<RuntimeChoice> for Runtime {
+    fn from(choice: RuntimeChoice) -> Self {
+        match choice {
+            RuntimeChoice::Podman => Self::Podman,
+            RuntimeChoice::Runc => Self::Runc,
+            RuntimeChoice::Docker => Self::Docker,
+        }
+    }
 }
 
 /// `migrator receive`
@@ -386,6 +416,16 @@ pub struct CheckArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `track -- COMMAND` starts.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// The name of the parent's socket.
+    pub socket: String,
+    /// What to become.
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
 }
 
 /// `migrator criu-hook`

@@ -15,6 +15,7 @@ mod track;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Outcome;
+use crate::held;
 
 /// Runs the command that was asked for.
 ///
@@ -34,5 +35,6 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Recover(args) => recover::run(args),
         Command::CriuHook(args) => criu_hook::run(args),
         Command::Check(args) => check::run(args),
+        Command::Hold(args) => match held::hold(&args.socket, &args.command)? {},
     }
 }

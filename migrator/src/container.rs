@@ -6,6 +6,7 @@
 //! and podman restores them if the migration fails. runc's are held, as those of
 //! a plain process tree are.
 
+mod find;
 mod podman;
 mod runc;
 mod wrapper;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::child::{self, QUESTION_LIMIT};
 use crate::criu::{Criu, Job, OnPostDump, Work};
 
+pub use find::{Runtime, find};
 pub use podman::subject as podman_subject;
 pub use runc::subject as runc_subject;
 

@@ -21,6 +21,7 @@ pub mod file;
 pub mod format;
 pub mod handover;
 pub mod heat;
+pub mod held;
 pub mod history;
 pub mod kernel;
 pub mod live;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -12,10 +13,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// `si_code` of a signal of the kernel's own, as for Ctrl-C (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
+
 /// The signals that ask a command to end: what it has so far is still printed
 /// and written.
 #[derive(Debug)]
-pub struct Signals(SignalFd);
+pub struct Signals {
+    fd: SignalFd,
+    /// The number of the latest that a process has sent; 0 without one.
+    sent: AtomicI32,
+}
 
 impl Signals {
     /// From now on SIGINT, SIGTERM and SIGHUP do not end the process. To be
@@ -30,7 +38,8 @@ impl Signals {
         ends.thread_block().context("failed to block signals")?;
         let fd = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("failed to open a signal descriptor")?;
-        Ok(Self(fd))
+        let sent = AtomicI32::new(0);
+        Ok(Self { fd, sent })
     }
 
     /// Waits until a signal came, the other descriptor is readable, or the
@@ -55,17 +64,26 @@ impl Signals {
         // Rounded up, so that a wait for less than a millisecond is none for
         // nothing.
         let time = time.as_millis().saturating_add(1).min(60_000) as u16;
-        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         fds.extend(others);
         match poll(&mut fds, PollTimeout::from(time)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("failed to wait"),
         }
-        Ok(self
-            .0
-            .read_signal()
-            .context("failed to read a signal")?
-            .is_some())
+        let signal = self.fd.read_signal().context("failed to read a signal")?;
+        // Those of a terminal come from the kernel.
+        if let Some(signal) = signal
+            && signal.ssi_code != SI_KERNEL
+        {
+            self.sent.store(signal.ssi_signo.cast_signed(), Relaxed);
+        }
+        Ok(signal.is_some())
+    }
+
+    /// Returns the latest signal that [`Self::wait`] has seen and that another process
+    /// has sent, once. The keys of a terminal signal all processes that it shows.
+    pub fn take_sent(&self) -> Option<Signal> {
+        Signal::try_from(self.sent.swap(0, Relaxed)).ok()
     }
 
     /// Waits, within a tokio runtime, until a signal came.
@@ -75,13 +93,13 @@ impl Signals {
     pub async fn came(&self) -> anyhow::Result<()> {
         // SAFETY: the descriptor stays open and the same as long as `self` is
         // borrowed, and the AsyncFd is dropped before that ends.
-        let fd = unsafe { AsyncFd::register_with_interest(self.0.as_fd(), Interest::READABLE) }
+        let fd = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE) }
             .map_err(io::Error::from)
             .context("failed to wait for signals")?;
         loop {
             let mut ready = fd.readable().await.context("failed to wait for signals")?;
             if self
-                .0
+                .fd
                 .read_signal()
                 .context("failed to read a signal")?
                 .is_some()

@@ -4,6 +4,7 @@
 //!
 //! `cargo xtask test` runs the tests, as root and one at a time.
 
+pub mod cgroup;
 pub mod containers;
 pub mod fault;
 pub mod gauge;

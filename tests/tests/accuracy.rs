@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use migrator::pagelist::AGAIN;
+use migrator_tests::cgroup::{Cgroup, cgroup2};
 use migrator_tests::mapped::mapped;
 use migrator_tests::mount::Mount;
 use migrator_tests::random::Random;
@@ -630,57 +631,16 @@ fn an_executed_program_is_on_the_list_with_all_pages_it_maps() {
     }
 }
 
-/// A cgroup that is removed with the test.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(parent: &Path) -> Self {
-        let path = parent.join(format!("migrator-test-{}", std::process::id()));
-        fs::create_dir(&path).expect("a cgroup");
-        Self(path)
-    }
-
-    fn add(&self, pid: i32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("a member");
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // The last member may just have ended.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
-}
-
-/// Where cgroup2 is mounted.
-fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
-    let fields = mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>());
-    let mut places = fields
-        .filter(|it| it[2] == "cgroup2")
-        .map(|it| PathBuf::from(it[1]));
-    places
-        .next()
-        .expect("this test needs cgroup2: mount -t cgroup2 none DIRECTORY")
-}
-
 /// Members, what they fork, what is below, who joins late; and nobody else.
 fn check_cgroup(scratch: &Scratch, hierarchy: &Path) {
     let path = scratch.file("file", 1000);
     let cgroup = Cgroup::new(hierarchy);
-    let below = Cgroup::new(&cgroup.0);
+    let below = Cgroup::new(cgroup.path());
     let [mut member, mut deep, mut late, mut other] = [(); 4].map(|()| reader());
     cgroup.add(member.pid());
     below.add(deep.pid());
     let often = ["--interval", "100ms", "--cgroup"].map(Path::new);
-    let track = Track::start(scratch, &[often.as_slice(), &[&cgroup.0]].concat());
+    let track = Track::start(scratch, &[often.as_slice(), &[cgroup.path()]].concat());
     member.run(&Step::pages(&path, 10..20));
     member.run(&Step::In(Place::Daemon, vec![Step::pages(&path, 20..30)]));
     deep.run(&Step::pages(&path, 30..40));
@@ -736,7 +696,7 @@ fn what_migrator_itself_does_is_not_listed() {
     let path = scratch.file("file", 1000);
     let output = scratch.path().join("saved.pil");
     let cgroup = Cgroup::new(&cgroup2());
-    let below = cgroup.0.display().to_string();
+    let below = cgroup.path().display().to_string();
     for target in [["--cgroup", &below].as_slice(), &["--all"]] {
         let mut command = Command::new("sh");
         command.args([
@@ -744,7 +704,7 @@ fn what_migrator_itself_does_is_not_listed() {
             "echo $$ > \"$1/cgroup.procs\"; shift; exec \"$@\"",
             "sh",
         ]);
-        command.arg(&cgroup.0).arg(migrator_tests::binary());
+        command.arg(cgroup.path()).arg(migrator_tests::binary());
         command.args([
             "track",
             "--source",

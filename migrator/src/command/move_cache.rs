@@ -14,6 +14,7 @@ use super::prefetch::Bar;
 use super::receive::outcome;
 use super::track;
 use crate::cli::{MoveArgs, SubjectArgs};
+use crate::container;
 use crate::destination::{Destination, split_rsh};
 use crate::exit::{Outcome, Usage};
 use crate::observe::{Ended, observe};
@@ -29,10 +30,11 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
     let destination = Destination::parse(&args.to).map_err(Usage)?;
     let rsh = split_rsh(&args.rsh).map_err(Usage)?;
     // Nobody is to log in for a process that is not there.
-    target(&args.subject).processes(Path::new("/proc"))?;
+    let target = target(&args)?;
+    target.processes(Path::new("/proc"))?;
     let signals = Signals::block()?;
     let runtime = transfer::runtime()?;
-    let moved = carry(&args, destination, &rsh, &signals, &runtime);
+    let moved = carry(&args, &target, destination, &rsh, &signals, &runtime);
     // A thread may wait with bytes of the list that nobody wants any more.
     runtime.shutdown_background();
 
@@ -46,13 +48,19 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Whose cache it is.
-fn target(args: &SubjectArgs) -> Target {
-    match (&args.pid, &args.cgroup) {
-        (Some(pid), _) => Target::Process(*pid),
-        (None, Some(path)) => Target::Cgroup(path.clone()),
-        // clap lets no container come here, and requires one of the three.
-        (None, None) => Target::All,
-    }
+fn target(args: &MoveArgs) -> anyhow::Result<Target> {
+    let SubjectArgs {
+        pid,
+        container,
+        cgroup,
+    } = &args.subject;
+    Ok(match (pid, container, cgroup) {
+        (Some(pid), ..) => Target::Process(*pid),
+        (None, Some(name), _) => container::find(args.runtime.into(), name)?,
+        (None, None, Some(path)) => Target::Cgroup(path.clone()),
+        // clap requires one of the three.
+        (None, None, None) => Target::All,
+    })
 }
 
 /// `migrator move --json`
@@ -78,6 +86,7 @@ struct ListJson {
 /// there shows before anybody waits for an observation.
 fn carry(
     args: &MoveArgs,
+    target: &Target,
     destination: Destination,
     rsh: &[String],
     signals: &Signals,
@@ -97,7 +106,7 @@ fn carry(
         }
     })?;
 
-    let (mut list, source, observed) = match watch(args, signals, &link) {
+    let (mut list, source, observed) = match watch(args, target, signals, &link) {
         Ok(Some(watched)) => watched,
         Ok(None) => return Err(runtime.block_on(link.failure())),
         Err(error) => {
@@ -140,10 +149,11 @@ fn carry(
 /// if the connection failed meanwhile.
 fn watch(
     args: &MoveArgs,
+    target: &Target,
     signals: &Signals,
     link: &Link,
 ) -> anyhow::Result<Option<(PageIndexList, &'static str, Duration)>> {
-    let (mut tracker, chosen) = track::start(target(&args.subject), &args.source)?;
+    let (mut tracker, chosen) = track::start(target.clone(), &args.source)?;
     let began = Instant::now();
     let ended = observe(
         &mut tracker,

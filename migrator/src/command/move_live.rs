@@ -24,9 +24,13 @@ pub(super) fn run(args: MoveArgs) -> anyhow::Result<Outcome> {
     let is_interrupted = || signals.wait(None, Duration::ZERO).unwrap_or(false);
     let (subject, root) = match (args.subject.pid, &args.subject.container) {
         (Some(pid), _) => (Subject::Process { pid }, pid),
-        (None, Some(name)) => match args.live.runtime {
+        (None, Some(name)) => match args.runtime {
             RuntimeChoice::Podman => container::podman_subject(name, &is_interrupted)?,
             RuntimeChoice::Runc => container::runc_subject(name, &is_interrupted)?,
+            RuntimeChoice::Docker => {
+                let why = "a container of docker can't be moved, only its page cache: --cache-only";
+                return Err(Usage(why.into()).into());
+            }
         },
         // clap requires one of them.
         (None, None) => return Err(Usage("name a --pid or a --container".into()).into()),

@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,16 +14,19 @@ use nix::poll::PollFd;
 use serde::Serialize;
 
 use crate::cli::{ObserveArgs, TargetArgs, TrackArgs, WindowsChoice};
+use crate::container;
 use crate::duty::{self, Duty};
 use crate::exit::{Outcome, Unsupported, Usage};
+use crate::file::identity::mtime_ns;
 use crate::heat::Sum;
+use crate::held::Held;
 use crate::history::answer::at;
 use crate::history::keeper::{Keeper, SAVE_INTERVAL};
 use crate::history::server::{About, Server};
 use crate::history::{self, client};
 use crate::kernel;
 use crate::observe::{Beside, Ended, observe_beside};
-use crate::pagelist::{AGAIN, Heat};
+use crate::pagelist::{AGAIN, FileIdentity, Heat};
 use crate::signals::Signals;
 use crate::source::{Chosen, Refusal, Source};
 use crate::target::Target;
@@ -44,8 +49,22 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     if args.save_every.is_some() && args.output.is_none() && !args.serve {
         return Err(Usage("--save-every needs --output or --serve".into()).into());
     }
+    let known = target(&args)?;
     let signals = Signals::block()?;
-    let (mut tracker, chosen) = start(target(&args.target), &args.observe)?;
+    let mut held = match args.target.command.as_slice() {
+        [] => None,
+        command => Some(Held::start(command)?),
+    };
+    let target = held.as_ref().map(|held| Target::Process(held.pid()));
+    let (mut tracker, chosen) = start(target.unwrap_or(known), &args.observe)?;
+    let ourselves = held.as_mut().map(release).transpose()?.flatten();
+    let overview = |tracker: &mut Tracker| -> anyhow::Result<Overview> {
+        sample_lru(tracker, &args.observe);
+        let mut overview = tracker.overview(args.observe.min_heat)?;
+        let is_ours = |file: &Found| ourselves.as_ref().is_some_and(|it| it.is(&file.identity));
+        overview.files.retain(|file| !is_ours(file));
+        Ok(overview)
+    };
 
     let duty = duty(&args, &tracker);
     let in_windows = duty.is_some();
@@ -63,12 +82,12 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
             .save_every
             .is_some_and(|every| saved.elapsed() >= every);
         // In a pause there is nothing new to show, and nobody looks at one that serves.
-        if !args.json && !args.serve && !tracker.is_paused() {
+        let is_shown = !args.json && !args.serve && held.is_none();
+        if is_shown && !tracker.is_paused() {
             heard(shown.print(began.elapsed(), tracker, min_heat))?;
         }
         if let (true, Some(output)) = (due, &args.output) {
-            sample_lru(tracker, &args.observe);
-            let overview = tracker.overview(min_heat)?;
+            let overview = overview(tracker)?;
             // The disk may have room again when the observation ends.
             if let Err(error) = tracker.known().write_atomically(output, &overview) {
                 crate::say!("warning: {error:#}; observing goes on");
@@ -95,8 +114,7 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
         crate::say!("the target has ended");
     }
 
-    sample_lru(&mut tracker, &args.observe);
-    let overview = tracker.overview(min_heat)?;
+    let overview = overview(&mut tracker)?;
     let time = Time {
         passed: began.elapsed(),
         observed: tracker.observed(),
@@ -112,22 +130,66 @@ pub(super) fn run(args: TrackArgs) -> anyhow::Result<Outcome> {
     // What was seen is worth printing even where it can't be written.
     let output = args.output.as_deref().filter(|_| written.is_ok());
     let report = Report { output, ..report };
-    let mut out = io::stdout().lock();
+    // A command's standard output is its own.
+    let mut out: Box<dyn Write> = match held {
+        Some(_) => Box::new(io::stderr().lock()),
+        None => Box::new(io::stdout().lock()),
+    };
     heard(match args.json {
         true => serde_json::to_writer(&mut out, &report)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out)),
         false => table(&mut out, &time, &overview, output),
     })?;
+    drop(out);
     warn(&overview.lost);
+    let ended = held.map(|held| held.wait(&signals)).transpose()?;
     written?;
-    Ok(Outcome::Done)
+    Ok(ended.map_or(Outcome::Done, Outcome::Command))
+}
+
+/// Lets the command begin. Returns the program that it was before, whose pages are not
+/// the command's; nothing if it is the same.
+fn release(held: &mut Held) -> anyhow::Result<Option<Program>> {
+    held.release()?;
+    let ours = Program::of(Path::new("/proc/self/exe"));
+    let command = Program::of(&Path::new("/proc").join(format!("{}/exe", held.pid())));
+    Ok(ours.filter(|_| ours != command))
+}
+
+/// A program's file, on whatever device its file system shows it: overlayfs has numbers
+/// of its own for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Program {
+    inode: u64,
+    size: u64,
+    mtime_ns: i64,
+}
+
+impl Program {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        Some(Self {
+            inode: meta.ino(),
+            size: meta.size(),
+            mtime_ns: mtime_ns(&meta),
+        })
+    }
+
+    fn is(&self, file: &FileIdentity) -> bool {
+        let Self {
+            inode,
+            size,
+            mtime_ns,
+        } = *self;
+        (file.inode, file.size, file.mtime_ns) == (inode, size, mtime_ns)
+    }
 }
 
 /// When the tracker is to observe, unless that is all the time.
 fn duty(args: &TrackArgs, tracker: &Tracker) -> Option<Duty> {
     let wanted = match args.windows {
-        WindowsChoice::Auto => args.duration.is_none(),
+        WindowsChoice::Auto => args.duration.is_none() && args.target.command.is_empty(),
         WindowsChoice::Always => true,
         WindowsChoice::Never => false,
     };
@@ -161,14 +223,21 @@ fn heard(printed: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
-/// Whom the arguments mean.
-pub(super) fn target(args: &TargetArgs) -> Target {
-    match (&args.pid, &args.cgroup) {
-        (Some(pid), _) => Target::Process(*pid),
-        (None, Some(path)) => Target::Cgroup(path.clone()),
-        // clap requires one of the three.
-        (None, None) => Target::All,
-    }
+/// Whom the arguments mean, unless that is a command.
+fn target(args: &TrackArgs) -> anyhow::Result<Target> {
+    let TargetArgs {
+        pid,
+        cgroup,
+        container,
+        ..
+    } = &args.target;
+    Ok(match (pid, cgroup, container) {
+        (Some(pid), ..) => Target::Process(*pid),
+        (None, Some(path), _) => Target::Cgroup(path.clone()),
+        (None, None, Some(name)) => container::find(args.runtime.into(), name)?,
+        // clap requires one of them.
+        (None, None, None) => Target::All,
+    })
 }
 
 /// Starts to observe, and says on stderr with what. What the tracker of this host knows
