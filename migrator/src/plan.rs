@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-use crate::pagelist::{Heat, Run};
+use crate::pagelist::{ACTIVE, Heat, RESIDENT, Run};
 
 /// How runs become extents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,8 +238,7 @@ fn join(joined: &mut Vec<Extent>, extents: &[Extent], hole: u64, most: u64) {
 /// How many pages are between an extent and the next one of the file, if they could
 /// be read as one.
 fn between(one: &Extent, next: &Extent) -> Option<u64> {
-    // What is read once is never like what is read again.
-    let are_alike = one.heat.abs_diff(next.heat) <= ALIKE && (one.heat < 2) == (next.heat < 2);
+    let are_alike = one.heat.abs_diff(next.heat) <= ALIKE && worth(one.heat) == worth(next.heat);
     let between = next.first.checked_sub(one.first + one.span)?;
     (are_alike && one.resident == next.resident).then_some(between)
 }
@@ -252,9 +251,15 @@ fn to_read(extents: &[Extent]) -> u64 {
 /// Heats that are alike have the same, as far as that can be.
 fn class(heat: Heat) -> Heat {
     match heat {
-        0 | 1 => heat,
-        heat => 2 + (heat - 2) / ALIKE,
+        ACTIVE.. => ACTIVE + (heat - ACTIVE) / ALIKE,
+        heat => worth(heat),
     }
+}
+
+/// Returns 2 for pages that were used again, 1 for those that were used once, and 0
+/// for those of which no use is known. They are never alike.
+fn worth(heat: Heat) -> u8 {
+    u8::from(heat > RESIDENT) + u8::from(heat >= ACTIVE)
 }
 
 impl Extent {
@@ -456,7 +461,7 @@ mod tests {
     #[test]
     fn small_holes_are_read_over_where_they_are_a_small_part() {
         let runs = [
-            run(0, 4, 3),
+            run(0, 4, 5),
             run(5, 4, 9),
             // A hole of two would be more than an eighth.
             run(11, 4, 9),
@@ -526,7 +531,7 @@ mod tests {
 
     #[test]
     fn neighbours_that_are_alike_are_one_read_where_all_fit() {
-        let heats = [1, 2, 9, 10, 11, 3, 1, 1];
+        let heats = [1, 4, 11, 12, 13, 5, 1, 1];
         let runs: Vec<_> = (0..).zip(heats).map(|(n, heat)| run(n, 1, heat)).collect();
         let plan = extents(0, 1 << 20, &runs, &[], SHAPE);
         let parts = |extents: &[Extent]| {
@@ -534,11 +539,11 @@ mod tests {
             extents.iter().map(part).collect::<Vec<_>>()
         };
         let (kept, _) = order(plan.extents.clone(), PAGE, Some(8), |_| 0);
-        // 2 to 10 are alike, and 11 and 3; by index, as they are of one class.
-        assert_eq!(parts(&kept), [(1, 3, 10), (4, 2, 11), (0, 1, 1), (6, 2, 1)]);
+        // 4 to 12 are alike, and 13 and 5; by index, as they are of one class.
+        assert_eq!(parts(&kept), [(1, 3, 12), (4, 2, 13), (0, 1, 1), (6, 2, 1)]);
         let (kept, dropped) = order(plan.extents, PAGE, Some(3), |_| 0);
-        assert_eq!(parts(&kept), [(4, 1, 11), (3, 1, 10), (2, 1, 9)]);
-        assert_eq!(parts(&dropped)[..2], [(5, 1, 3), (1, 1, 2)]);
+        assert_eq!(parts(&kept), [(4, 1, 13), (3, 1, 12), (2, 1, 11)]);
+        assert_eq!(parts(&dropped)[..2], [(5, 1, 5), (1, 1, 4)]);
     }
 
     #[test]
