@@ -15,7 +15,9 @@ use crate::exit::Outcome;
 use crate::format;
 use crate::history::request::{Request, Wanted};
 use crate::history::{self, client};
-use crate::pagelist::{Heat, HotFile, PageIndexList, RESIDENT, Run};
+use crate::pagelist::{
+    ACTIVE, AGAIN, Heat, HotFile, ONCE, PageIndexList, REFERENCED, RESIDENT, Run,
+};
 
 /// How long the tracker may take to tell all that it knows.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -66,7 +68,7 @@ fn print_table(list: &PageIndexList, output: &mut dyn Write) -> io::Result<()> {
         writeln!(
             output,
             "{:>12} {:>10} {:>8} {:>12} {:>8}  PATH",
-            "PAGES", "SIZE", "OF FILE", "HEAT 2+", "MAX HEAT"
+            "PAGES", "SIZE", "OF FILE", "USED AGAIN", "MAX HEAT"
         )?;
     }
     let mut total = Summary::default();
@@ -92,26 +94,39 @@ fn print_table(list: &PageIndexList, output: &mut dyn Write) -> io::Result<()> {
         total.size(list.page_size),
         count(list.page_size.into(), "byte") + " a page",
     )?;
-    for (exponent, pages) in (0..).zip(total.pages_by_heat) {
+    for ((least, name), pages) in CLASSES.iter().zip(total.pages_by_class) {
         if pages > 0 {
-            let heats = match (1u32 << exponent, (2u32 << exponent) - 1) {
-                (1, _) => "1".to_owned(),
-                (from, to) => format!("{from}-{to}"),
-            };
             let share = percent(pages, total.pages());
-            writeln!(output, "{pages:>12} {share:>7} of heat {heats}")?;
+            let most = CLASSES.iter().find(|(next, _)| next > least);
+            let heats = match most.map_or(Heat::MAX, |(next, _)| next - 1) {
+                most if most == *least => format!("heat {least}"),
+                most => format!("heat {least}-{most}"),
+            };
+            writeln!(output, "{pages:>12} {share:>7} {name} ({heats})")?;
         }
     }
     Ok(())
 }
+
+/// The heats that are shown together: the least of each, and what it means.
+const CLASSES: [(Heat, &str); 8] = [
+    (RESIDENT, "resident"),
+    (REFERENCED, "referenced"),
+    (ONCE, "used once"),
+    (ACTIVE, "active"),
+    (AGAIN, "used again"),
+    (16, "used again"),
+    (32, "used again"),
+    (48, "used again"),
+];
 
 /// What the table says about a file, or about all.
 #[derive(Default)]
 struct Summary<'a> {
     file: Option<&'a HotFile>,
     runs: u64,
-    /// Pages of heat 1, 2-3, 4-7, … 128-255.
-    pages_by_heat: [u64; Heat::BITS as usize],
+    /// Pages of each of the [`CLASSES`].
+    pages_by_class: [u64; CLASSES.len()],
     hottest: Heat,
 }
 
@@ -123,9 +138,10 @@ impl<'a> Summary<'a> {
             ..Self::default()
         };
         for run in &file.runs {
+            let above = CLASSES.iter().filter(|(least, _)| *least <= run.heat);
             // A list has no heat 0; it would count as 1.
-            let exponent = run.heat.max(1).ilog2() as usize;
-            summary.pages_by_heat[exponent] += u64::from(run.pages);
+            let class = above.count().saturating_sub(1);
+            summary.pages_by_class[class] += u64::from(run.pages);
             summary.hottest = summary.hottest.max(run.heat);
         }
         summary
@@ -133,18 +149,20 @@ impl<'a> Summary<'a> {
 
     fn add(&mut self, other: &Summary<'_>) {
         self.runs += other.runs;
-        for (pages, more) in self.pages_by_heat.iter_mut().zip(other.pages_by_heat) {
+        for (pages, more) in self.pages_by_class.iter_mut().zip(other.pages_by_class) {
             *pages += more;
         }
         self.hottest = self.hottest.max(other.hottest);
     }
 
     fn pages(&self) -> u64 {
-        self.pages_by_heat.iter().sum()
+        self.pages_by_class.iter().sum()
     }
 
     fn reused_pages(&self) -> u64 {
-        self.pages() - self.pages_by_heat[0]
+        let of_class = CLASSES.iter().zip(self.pages_by_class);
+        let reused = of_class.filter(|((least, _), _)| *least >= ACTIVE);
+        reused.map(|(_, pages)| pages).sum()
     }
 
     /// Memory of the pages; a list may name more than 2^64 bytes.
@@ -286,12 +304,12 @@ mod tests {
         ]);
         assert_eq!(
             table,
-            "       PAGES       SIZE  OF FILE      HEAT 2+ MAX HEAT  PATH
+            "       PAGES       SIZE  OF FILE   USED AGAIN MAX HEAT  PATH
            5   20.0 KiB    50.0%            4        9  /index
       262144    1.0 GiB   100.0%            0        1  /scan
 262149 pages in 2 files, 3 runs, 1.0 GiB of 4096 bytes a page
-      262145  100.0% of heat 1
-           4    0.0% of heat 8-15
+      262145  100.0% resident (heat 1)
+           4    0.0% used again (heat 6-15)
 "
         );
     }

@@ -9,7 +9,7 @@
 //! - Pages used through a mapping that still stands look unused, and are left
 //!   out with those that were only read ahead ([`pageflags`](super::pageflags)).
 //! - Under the multi-generational LRU the active flag means nothing. What was
-//!   used lately has heat 1, all else is left out; only the module can tell
+//!   used lately is referenced, all else merely resident; only the module can tell
 //!   what was used again.
 
 use std::collections::BTreeMap;
