@@ -709,6 +709,7 @@ fn what_migrator_itself_does_is_not_listed() {
             "track",
             "--source",
             "ebpf",
+            "--observed-only",
             "--json",
             "--save-every",
             "100ms",

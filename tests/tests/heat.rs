@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use migrator::pagelist::AGAIN;
+use migrator::pagelist::{AGAIN, ONCE};
 use migrator_tests::random::Random;
 use migrator_tests::reader::{Place, Reader, Step};
 use migrator_tests::score::Score;
@@ -168,6 +168,6 @@ fn heat_ranks_by_how_often_and_how_lately() {
     };
     let heats = [1, 20, 30].map(heat);
     println!("heats {heats:?}");
-    assert_eq!(heats[0], 1);
+    assert_eq!(heats[0], ONCE);
     assert!(heats[0] < heats[1] && heats[1] < heats[2], "{heats:?}");
 }

@@ -196,9 +196,10 @@ fn the_pages_that_a_process_reads_arrive_over_loopback() {
     let scene = Scene::new();
     let (receiver, address) = listen(&["--map", &scene.map(), "--json"]);
     let destination = format!("tcp://{address}");
-    let moved = run(scene
-        .move_to(&destination)
-        .args(["--source", "ebpf", "--json"]));
+    let moved =
+        run(scene
+            .move_to(&destination)
+            .args(["--source", "ebpf", "--observed-only", "--json"]));
     let moved = json(&moved, 0);
     assert_resident(&scene.copy(), &scene.pages);
 
@@ -221,13 +222,35 @@ fn the_pages_that_a_process_reads_arrive_over_loopback() {
     assert_eq!(json(&end(receiver), 0), moved["report"]);
 }
 
+/// The file is in the cache as a whole, and a part of it is read while it is observed.
+#[test]
+fn what_is_cached_of_a_file_arrives_behind_what_was_observed() {
+    let scene = Scene::new();
+    let file = scene.scratch.path().join("here/data");
+    fs::read(&file).expect("the file");
+    let cached = resident(&file);
+    assert!(cached.is_superset(&scene.pages) && cached.len() > scene.pages.len());
+    let (receiver, address) = listen(&["--map", &scene.map(), "--json"]);
+    let destination = format!("tcp://{address}");
+    let moved = run(scene
+        .move_to(&destination)
+        .args(["--source", "ebpf", "--json"]));
+    json(&moved, 0);
+    let here = resident(&scene.copy());
+    let arrived = cached.intersection(&here).count();
+    println!("{arrived} of {} pages", cached.len());
+    assert!(arrived * 100 >= cached.len() * 95);
+    json(&end(receiver), 0);
+}
+
 #[test]
 fn the_pages_that_a_process_reads_arrive_over_ssh() {
     let scene = Scene::new();
     let server = Sshd::start(scene.scratch.path());
     let moved = run(server
         .reach(&mut scene.move_to(&server.destination()))
-        .args(["--source", "ebpf", "--map", &scene.map(), "--json"])
+        .args(["--source", "ebpf", "--observed-only"])
+        .args(["--map", &scene.map(), "--json"])
         .arg("--remote-path")
         .arg(binary()));
     let moved = json(&moved, 0);
