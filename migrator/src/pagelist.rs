@@ -36,6 +36,15 @@ pub const ACTIVE_REFERENCED: Heat = 5;
 /// Seen to be used more than once, if long ago.
 pub const AGAIN: Heat = 6;
 
+/// Returns the heat of a page by what was observed of it and by the LRU; 0 stands for
+/// nothing. One that was observed once and is active has been used before.
+pub fn with_lru(observed: Heat, lru: Heat) -> Heat {
+    match observed {
+        ONCE if lru >= ACTIVE => AGAIN,
+        observed => observed.max(lru),
+    }
+}
+
 /// The names of the steps.
 pub const STEPS: [(&str, Heat); 5] = [
     ("resident", RESIDENT),

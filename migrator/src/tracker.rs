@@ -16,9 +16,7 @@ use crate::heat::{FileId, HeatMap, Sum};
 use crate::kernel;
 use crate::memory;
 use crate::pagelist::runs::{clip, combine, union};
-use crate::pagelist::{
-    ACTIVE, AGAIN, FileIdentity, Heat, HotFile, ONCE, PageIndexList, RESIDENT, Run,
-};
+use crate::pagelist::{FileIdentity, Heat, HotFile, PageIndexList, RESIDENT, Run, with_lru};
 use crate::source::lru::{Reason, Sampler};
 use crate::source::mapped;
 use crate::source::{self, Choice, Chosen, Refusal, Source};
@@ -785,15 +783,6 @@ impl Known {
     }
 }
 
-/// Returns the heat of a page by what was observed of it and by the LRU; 0 stands for
-/// nothing. One that was observed once and is active has been used before.
-fn with_lru(observed: Heat, lru: Heat) -> Heat {
-    match observed {
-        ONCE if lru >= ACTIVE => AGAIN,
-        observed => observed.max(lru),
-    }
-}
-
 fn name_of(identity: &FileIdentity) -> FileName {
     (identity.device, identity.inode)
 }
@@ -852,7 +841,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::pagelist::REFERENCED;
+    use crate::pagelist::{ACTIVE, AGAIN, ONCE, REFERENCED};
 
     const SEEN: FileId = FileId {
         device: 1,

@@ -457,6 +457,8 @@ fn others(accesses: &Accesses, seed: u64) -> Vec<(String, Vec<u32>)> {
     let mut orders = vec![
         ("lru".to_owned(), policy::active(accesses, memory)),
         ("resident".to_owned(), policy::resident(accesses, memory)),
+        ("short".to_owned(), policy::short(accesses, memory)),
+        ("left on".to_owned(), policy::left_on(accesses, memory)),
         ("recent".to_owned(), policy::recent(accesses)),
         ("random".to_owned(), policy::random(accesses, seed)),
     ];

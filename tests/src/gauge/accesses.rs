@@ -1,6 +1,8 @@
 //! Accesses to pages, one after the other: what a process reads before and after
 //! it is moved. Pages are counted through all files.
 
+use std::ops::Range;
+
 use crate::random::Random;
 
 /// What a process reads, and when.
@@ -13,6 +15,8 @@ pub struct Accesses {
     /// When, in seconds, since the process began: so many accesses of `before` in
     /// each tenth of a second.
     pub tenths: Vec<usize>,
+    /// The tenths in which the tracker that is left on does not run.
+    pub absent: Range<usize>,
     /// Page by page from then on.
     pub after: Vec<u32>,
 }
@@ -28,6 +32,10 @@ pub enum Workload {
     Shift,
     /// A hot tenth, of which half a percent is exchanged each second
     Drift,
+    /// All pages once, as by a backup; then two fifths of them once a minute
+    Slow,
+    /// As drift, while the tracker ends 40 s before the move and begins again 30 s before
+    Restart,
 }
 
 /// How much is read.
@@ -53,18 +61,60 @@ const HOT: f64 = 0.9;
 impl Workload {
     /// What the process reads.
     pub fn accesses(self, scale: Scale, seed: u64) -> Accesses {
+        if self == Self::Slow {
+            return slow(scale, seed);
+        }
         let mut process = Process::new(self, scale, seed);
         let per_tenth = (scale.rate / 10).max(1) as usize;
         let tenths = vec![per_tenth; scale.before as usize * 10];
         let before = (0..tenths.iter().sum()).map(|_| process.read()).collect();
         let after = 0..per_tenth * scale.after as usize * 10;
+        let second = |to_move: usize| tenths.len().saturating_sub(10 * to_move);
         Accesses {
             pages: process.pages(),
             before,
+            absent: match self {
+                Self::Restart => second(40)..second(30),
+                _ => 0..0,
+            },
             tenths,
             after: after.map(|_| process.read()).collect(),
         }
     }
+}
+
+/// What a process reads that comes back to its pages once a minute, whatever rate is
+/// asked for.
+fn slow(scale: Scale, seed: u64) -> Accesses {
+    let mut random = Random::new(seed << 40);
+    let set = random.shuffled(0..scale.pages);
+    let set = &set[..scale.pages as usize / 5 * 2];
+    // The next page of a minute's order, or of another minute's.
+    let mut minute = Vec::new();
+    let mut next = |random: &mut Random| -> u32 {
+        if minute.is_empty() {
+            minute = random.shuffled(set.iter().copied());
+        }
+        minute.pop().unwrap_or_default()
+    };
+    let per_tenth = (set.len() / 600).max(1);
+    let backup = (scale.pages as usize / 100).max(1);
+    let mut accesses = Accesses {
+        pages: scale.pages,
+        ..Accesses::default()
+    };
+    let mut scanned = 0..scale.pages;
+    for _ in 0..scale.before * 10 {
+        let before = accesses.before.len();
+        accesses.before.extend(scanned.by_ref().take(backup));
+        accesses
+            .before
+            .extend((0..per_tenth).map(|_| next(&mut random)));
+        accesses.tenths.push(accesses.before.len() - before);
+    }
+    let after = 0..per_tenth * scale.after as usize * 10;
+    accesses.after = after.map(|_| next(&mut random)).collect();
+    accesses
 }
 
 /// A process that reads.
@@ -89,7 +139,9 @@ impl Process {
         let hot = scale.pages / 10;
         let ranks = match workload {
             Workload::Zipf => Ranks::new(scale.pages, 0.99),
-            Workload::Scan | Workload::Drift => Ranks::new(hot, 0.6),
+            Workload::Scan | Workload::Drift | Workload::Restart | Workload::Slow => {
+                Ranks::new(hot, 0.6)
+            }
             Workload::Shift => Ranks::new(hot, 0.8),
         };
         Self {
@@ -131,7 +183,8 @@ impl Process {
             Workload::Scan => {}
             Workload::Shift if second >= moved / 6.0 * 5.0 => shift = 3 * hot,
             Workload::Shift => {}
-            Workload::Drift => {
+            Workload::Slow => {}
+            Workload::Drift | Workload::Restart => {
                 self.exchanged += 0.005 * f64::from(hot) / f64::from(self.scale.rate);
                 while self.exchanged >= 1.0 {
                     self.exchanged -= 1.0;
@@ -239,6 +292,28 @@ mod tests {
         assert!(share(Workload::Shift, 20_000) < 10);
         let drift = share(Workload::Drift, 40_000);
         assert!((50..100).contains(&drift), "{drift}");
+    }
+
+    #[test]
+    fn a_slow_set_is_read_once_a_minute() {
+        let scale = Scale {
+            before: 60,
+            after: 20,
+            ..SCALE
+        };
+        let accesses = Workload::Slow.accesses(scale, 1);
+        let mut counts = vec![0; 1000];
+        accesses
+            .before
+            .iter()
+            .for_each(|page| counts[*page as usize] += 1);
+        // 1000 / 5 * 2 = 400 pages do not divide into 600 tenths: one each.
+        assert!(
+            counts.iter().all(|count| (1..=3).contains(count)),
+            "{counts:?}"
+        );
+        assert!(accesses.after.iter().all(|page| counts[*page as usize] > 1));
+        assert_eq!(accesses.tenths.iter().sum::<usize>(), accesses.before.len());
     }
 
     #[test]

@@ -4,15 +4,27 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use migrator::duty::{Duty, News, Pause, Window};
+use migrator::duty::{Duty, News, Pause, Window, absence};
 use migrator::heat::{FileId, HeatMap, Ranking};
+use migrator::pagelist::runs::{Joined, combine};
+use migrator::pagelist::{ACTIVE, ONCE, REFERENCED, RESIDENT, Run, with_lru};
 use migrator::plan::{self, Shape};
 use migrator_common::access::{CHUNK_PAGES, ChunkBits};
 
 use super::accesses::Accesses;
 use crate::PAGE_SIZE;
 use crate::random::Random;
+
+/// The file that is read.
+const FILE: FileId = FileId {
+    device: 1,
+    inode: 1,
+};
+
+/// How long `move` observes, in tenths of a second.
+const OBSERVED_TENTHS: usize = 50;
 
 /// The order of migrator's heat: the product's own map and plan, told of accesses
 /// as by the eBPF source, ten times in an epoch of a second.
@@ -27,16 +39,48 @@ pub fn windows(accesses: &Accesses, ranking: Ranking) -> (Vec<u32>, f64) {
     observed(accesses, ranking, |news| duty.pause(news))
 }
 
+/// The order of `move` without a tracker that was left on: what is observed for 5 s, and
+/// below it what the LRU of `memory` pages knows.
+pub fn short(accesses: &Accesses, memory: usize) -> Vec<u32> {
+    let mut late = accesses.clone();
+    let first = late.tenths.len().saturating_sub(OBSERVED_TENTHS);
+    let unseen: usize = late.tenths.drain(..first).sum();
+    late.before.drain(..unseen);
+    let (map, _) = observe(&late, Ranking::default(), |_| Pause::default());
+    above_lru(&map, accesses, memory)
+}
+
+/// The order of `move` where a tracker was left on in windows, and below it what the
+/// LRU of `memory` pages knows.
+pub fn left_on(accesses: &Accesses, memory: usize) -> Vec<u32> {
+    let mut duty = Duty::default();
+    let (map, _) = observe(accesses, Ranking::default(), |news| duty.pause(news));
+    above_lru(&map, accesses, memory)
+}
+
+fn above_lru(map: &HeatMap, accesses: &Accesses, memory: usize) -> Vec<u32> {
+    let lru = Lru::after(accesses, memory).runs();
+    let runs = combine(&map.runs(FILE, RESIDENT, u64::MAX), &lru, with_lru);
+    planned(&runs, accesses.pages)
+}
+
 /// `pause` says what is done after an epoch that was observed.
 fn observed(
     accesses: &Accesses,
     ranking: Ranking,
-    mut pause: impl FnMut(News) -> Pause,
+    pause: impl FnMut(News) -> Pause,
 ) -> (Vec<u32>, f64) {
-    const FILE: FileId = FileId {
-        device: 1,
-        inode: 1,
-    };
+    let (map, share) = observe(accesses, ranking, pause);
+    let runs = map.runs(FILE, RESIDENT, u64::MAX);
+    (planned(&runs, accesses.pages), share)
+}
+
+/// Returns what a tracker knows at the end, and the part of the time that it observed.
+fn observe(
+    accesses: &Accesses,
+    ranking: Ranking,
+    mut pause: impl FnMut(News) -> Pause,
+) -> (HeatMap, f64) {
     let (mut map, mut window) = (HeatMap::new(ranking), Window::default());
     let mut chunks = vec![ChunkBits::default(); accesses.pages as usize / CHUNK_PAGES as usize + 1];
     let mut rest = accesses.before.as_slice();
@@ -45,6 +89,16 @@ fn observed(
     for (tenth, count) in (1..).zip(&accesses.tenths) {
         let (now, later) = rest.split_at(*count);
         rest = later;
+        if accesses.absent.contains(&(tenth - 1)) {
+            continue;
+        }
+        if tenth - 1 == accesses.absent.end && !accesses.absent.is_empty() {
+            // What it has kept at its end.
+            let kept = map.runs(FILE, ONCE, u64::MAX);
+            let away = Duration::from_millis(100 * accesses.absent.len() as u64);
+            map = HeatMap::new(ranking);
+            map.restore(FILE, &kept, absence(away, Duration::from_secs(1)));
+        }
         let epoch_ends = tenth % 10 == 0;
         if paused > 0 {
             paused -= u32::from(epoch_ends);
@@ -75,18 +129,21 @@ fn observed(
             paused = pause.epochs;
         }
     }
+    (map, f64::from(seen) / accesses.tenths.len().max(1) as f64)
+}
+
+/// Returns the order in which a prefetch reads.
+fn planned(runs: &[Run], pages: u32) -> Vec<u32> {
     let shape = Shape {
         page_size: PAGE_SIZE as u32,
         touch: None,
     };
-    let size = u64::from(accesses.pages) * PAGE_SIZE as u64;
-    let runs = map.runs(FILE, 1, u64::MAX);
+    let size = u64::from(pages) * PAGE_SIZE as u64;
     // With a budget that is too small, as all that are asked about are.
-    let extents = plan::extents(0, size, &runs, &[], shape).extents;
+    let extents = plan::extents(0, size, runs, &[], shape).extents;
     let (_, order) = plan::order(extents, PAGE_SIZE as u32, Some(0), |_| 0);
     let pages = |extent: &plan::Extent| extent.first as u32..(extent.first + extent.span) as u32;
-    let order = order.iter().flat_map(pages).collect();
-    (order, f64::from(seen) / accesses.tenths.len().max(1) as f64)
+    order.iter().flat_map(pages).collect()
 }
 
 /// What a page cache of `memory` pages holds, in the order of the files: what
@@ -251,6 +308,21 @@ impl Lru {
         self.states[page as usize] == state && self.numbers[page as usize] == number
     }
 
+    /// The pages with the heat that their flags have in a list.
+    fn runs(&self) -> Vec<Run> {
+        let mut joined = Joined::default();
+        for (page, state) in (0..).zip(&self.states) {
+            let heat = match state {
+                State::Absent => continue,
+                State::Inactive => RESIDENT,
+                State::Referenced => REFERENCED,
+                State::Active => ACTIVE,
+            };
+            joined.push(page, page + 1, heat);
+        }
+        joined.into_runs()
+    }
+
     /// The active pages, then the inactive ones, newest first.
     fn pages(&self) -> Vec<u32> {
         let mut pages: Vec<u32> = (0..self.states.len() as u32)
@@ -273,8 +345,27 @@ mod tests {
             pages: 10,
             before: before.to_vec(),
             tenths: vec![before.len()],
+            absent: 0..0,
             after: after.to_vec(),
         }
+    }
+
+    #[test]
+    fn a_short_observation_ranks_above_the_lru_and_has_all_of_it() {
+        let mut accesses = accesses(&[1, 2, 3, 1, 3, 4, 4], &[]);
+        // 5 s are observed: 4 again, in two requests, and nothing before.
+        accesses.tenths = vec![5; 1];
+        accesses.tenths.extend(vec![0; 48]);
+        accesses.tenths.extend([1, 1]);
+        assert_eq!(short(&accesses, 10), [4, 1, 3, 2]);
+    }
+
+    #[test]
+    fn a_tracker_that_begins_again_knows_what_it_had_seen() {
+        let mut accesses = accesses(&[5, 5, 7, 9], &[]);
+        accesses.tenths = vec![1, 1, 1, 1];
+        accesses.absent = 2..3;
+        assert_eq!(heat(&accesses, Ranking::default()), [5, 9]);
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn parse(log: impl BufRead) -> Result<Accesses> {
         tenths[tenth] += 1;
     }
     Ok(Accesses {
+        absent: 0..0,
         pages,
         before: before.iter().map(place).collect(),
         tenths,

@@ -33,12 +33,16 @@ pub(super) struct Args {
     options: Options,
 }
 
-const WORKLOADS: [&str; 5] = ["zipf", "scan", "shift", "drift", "sqlite"];
+const WORKLOADS: [&str; 7] = [
+    "zipf", "scan", "shift", "drift", "slow", "restart", "sqlite",
+];
 
 /// The policies, as raw runs and as people call them.
-const POLICIES: [(&str, &str); 7] = [
+const POLICIES: [(&str, &str); 9] = [
     (OURS, "migrator's heat"),
     (WINDOWS, "migrator's heat, in windows"),
+    (SHORT, "observed for 5 s, then the LRU"),
+    (LEFT_ON, "in windows, then the LRU"),
     ("lru", "LRU, active first"),
     ("recent", "most recent first"),
     ("resident", "what is resident"),
@@ -48,6 +52,10 @@ const POLICIES: [(&str, &str); 7] = [
 const OURS: &str = "heat";
 /// The product observes like this where it is left on.
 const WINDOWS: &str = "windows";
+/// What `move` does where no tracker was left on.
+const SHORT: &str = "short";
+/// What `move` does where one was.
+const LEFT_ON: &str = "left on";
 const ORACLE: &str = "oracle";
 
 /// What is tried in the place of the product's ranking.
@@ -77,7 +85,10 @@ pub(super) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         (workload.clone(), options)
     });
     // A minute is short for what is meant for days.
-    let synthetic = args.workloads.iter().filter(|it| *it != "sqlite");
+    let synthetic = args
+        .workloads
+        .iter()
+        .filter(|it| !["sqlite", "slow", "restart"].contains(&it.as_str()));
     let long = synthetic.map(|workload| {
         let options = [
             "quality".to_owned(),
@@ -152,7 +163,7 @@ fn to_others(samples: &[Value]) -> Vec<f64> {
     let ours = hits(samples, OURS);
     let others = POLICIES
         .iter()
-        .filter(|(policy, _)| ![OURS, WINDOWS, ORACLE].contains(policy))
+        .filter(|(policy, _)| ![OURS, WINDOWS, SHORT, LEFT_ON, ORACLE].contains(policy))
         .map(|(policy, _)| hits(samples, policy))
         .filter(|hits| !hits.is_empty());
     let mut best = vec![0.0_f64; ours.len()];
