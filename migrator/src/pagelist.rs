@@ -36,11 +36,13 @@ pub const ACTIVE_REFERENCED: Heat = 5;
 /// Seen to be used more than once, if long ago.
 pub const AGAIN: Heat = 6;
 
-/// Returns the heat of a page by what was observed of it and by the LRU; 0 stands for
-/// nothing. One that was observed once and is active has been used before.
+/// Returns the heat of a page by what was observed of it and by the LRU, where 0 means
+/// that it is not in the page cache. One that was observed once and is active has been
+/// used before; one that was evicted since is worth no more than any page.
 pub fn with_lru(observed: Heat, lru: Heat) -> Heat {
     match observed {
         ONCE if lru >= ACTIVE => AGAIN,
+        ONCE if lru == 0 => RESIDENT,
         observed => observed.max(lru),
     }
 }

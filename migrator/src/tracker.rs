@@ -459,9 +459,37 @@ impl Tracker {
         found.ok().map(|identity| identity.path)
     }
 
+    /// Goes on from what another tracker knows of files that the target has in use. What
+    /// is not used again cools down from now on, as if it had been seen here.
+    pub fn go_on_from(&mut self, list: PageIndexList) {
+        let mut files = BTreeMap::new();
+        if matches!(self.source, Source::Ebpf(_)) {
+            for file in self.in_use.clone() {
+                if let Ok(identity) = self.identify(file) {
+                    files.insert(name_of(&identity), file);
+                }
+            }
+        }
+        let PageIndexList {
+            page_size,
+            files: mut others,
+        } = list;
+        others.retain(|hot| match files.get(&name_of(&hot.identity)) {
+            Some(file) => {
+                self.known.heat.restore(*file, &hot.runs, 0);
+                false
+            }
+            None => true,
+        });
+        self.add_besides(PageIndexList {
+            page_size,
+            files: others,
+        });
+    }
+
     /// Adds pages that were learned elsewhere. They stand in lists as if they had been
     /// seen here; a page that was seen here, too, has the greater heat.
-    pub fn add_besides(&mut self, list: PageIndexList) {
+    fn add_besides(&mut self, list: PageIndexList) {
         let besides = &mut self.known.besides;
         for file in list.files {
             let name = (file.identity.device, file.identity.inode);
@@ -777,7 +805,10 @@ impl Known {
         };
         let observed = found.file.map(|file| self.heat.runs(file, RESIDENT, end));
         let observed = union(&observed.unwrap_or_default(), &of(&self.besides));
-        let mut runs = combine(&observed, &of(&self.sampled), with_lru);
+        let mut runs = match self.sampled.contains_key(&name) {
+            true => combine(&observed, &of(&self.sampled), with_lru),
+            false => observed,
+        };
         runs.retain(|run| run.heat >= min_heat);
         runs
     }

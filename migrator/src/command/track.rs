@@ -295,7 +295,7 @@ fn take_over(tracker: &mut Tracker, args: &ObserveArgs) {
                 known.list.pages(),
                 known.list.files.len()
             );
-            tracker.add_besides(known.list);
+            tracker.go_on_from(known.list);
         }
         Ok(None) => {}
         Err(error) => crate::say!("warning: {error:#}; observing goes on without it"),

@@ -42,20 +42,34 @@ pub fn windows(accesses: &Accesses, ranking: Ranking) -> (Vec<u32>, f64) {
 /// The order of `move` without a tracker that was left on: what is observed for 5 s, and
 /// below it what the LRU of `memory` pages knows.
 pub fn short(accesses: &Accesses, memory: usize) -> Vec<u32> {
-    let mut late = accesses.clone();
-    let first = late.tenths.len().saturating_sub(OBSERVED_TENTHS);
-    let unseen: usize = late.tenths.drain(..first).sum();
-    late.before.drain(..unseen);
-    let (map, _) = observe(&late, Ranking::default(), |_| Pause::default());
+    let (_, late) = split(accesses);
+    let map = HeatMap::default();
+    let (map, _) = observe(&late, map, Ranking::default(), |_| Pause::default());
     above_lru(&map, accesses, memory)
 }
 
-/// The order of `move` where a tracker was left on in windows, and below it what the
-/// LRU of `memory` pages knows.
+/// The same where a tracker was left on in windows, from which it goes on.
 pub fn left_on(accesses: &Accesses, memory: usize) -> Vec<u32> {
+    let (early, late) = split(accesses);
+    let ranking = Ranking::default();
     let mut duty = Duty::default();
-    let (map, _) = observe(accesses, Ranking::default(), |news| duty.pause(news));
+    let (known, _) = observe(&early, HeatMap::default(), ranking, |news| duty.pause(news));
+    let mut map = HeatMap::default();
+    map.restore(FILE, &known.runs(FILE, ONCE, u64::MAX), 0);
+    let (map, _) = observe(&late, map, ranking, |_| Pause::default());
     above_lru(&map, accesses, memory)
+}
+
+/// Returns what is read until `move` begins to observe, and from then on.
+fn split(accesses: &Accesses) -> (Accesses, Accesses) {
+    let (mut early, mut late) = (accesses.clone(), accesses.clone());
+    let first = late.tenths.len().saturating_sub(OBSERVED_TENTHS);
+    let unseen: usize = late.tenths.drain(..first).sum();
+    late.before.drain(..unseen);
+    late.absent = 0..0;
+    early.tenths.truncate(first);
+    early.before.truncate(unseen);
+    (early, late)
 }
 
 fn above_lru(map: &HeatMap, accesses: &Accesses, memory: usize) -> Vec<u32> {
@@ -70,18 +84,20 @@ fn observed(
     ranking: Ranking,
     pause: impl FnMut(News) -> Pause,
 ) -> (Vec<u32>, f64) {
-    let (map, share) = observe(accesses, ranking, pause);
+    let (map, share) = observe(accesses, HeatMap::new(ranking), ranking, pause);
     let runs = map.runs(FILE, RESIDENT, u64::MAX);
     (planned(&runs, accesses.pages), share)
 }
 
-/// Returns what a tracker knows at the end, and the part of the time that it observed.
+/// Returns what a tracker knows at the end that begins with `map`, and the part of the
+/// time that it observed.
 fn observe(
     accesses: &Accesses,
+    mut map: HeatMap,
     ranking: Ranking,
     mut pause: impl FnMut(News) -> Pause,
 ) -> (HeatMap, f64) {
-    let (mut map, mut window) = (HeatMap::new(ranking), Window::default());
+    let mut window = Window::default();
     let mut chunks = vec![ChunkBits::default(); accesses.pages as usize / CHUNK_PAGES as usize + 1];
     let mut rest = accesses.before.as_slice();
     let mut last = None;
