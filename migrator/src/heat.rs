@@ -155,6 +155,12 @@ impl HeatMap {
         if bits.words.iter().all(|word| word.used == 0) {
             return;
         }
+        let again = self.again;
+        self.change(file, chunk, |chunk| chunk.mark(bits, again));
+    }
+
+    /// Changes what is known of a chunk, brought to the present epoch.
+    fn change(&mut self, file: FileId, chunk: u32, change: impl FnOnce(&mut Box<Chunk>)) {
         let (before, chunk) = match self.chunks.entry(Place::new(file, chunk)) {
             Entry::Occupied(chunk) => (chunk.get().room(), chunk.into_mut()),
             Entry::Vacant(place) => (0, place.insert(Chunk::new(self.epoch, 1))),
@@ -163,7 +169,7 @@ impl HeatMap {
         if elapsed > 0 {
             chunk.age(left(&self.left, elapsed), self.epoch);
         }
-        chunk.mark(bits, self.again);
+        change(chunk);
         self.room = self.room - before + chunk.room();
         self.keep_within_room();
     }
@@ -203,17 +209,7 @@ impl HeatMap {
         if pages.is_empty() {
             return;
         }
-        let (before, chunk) = match self.chunks.entry(Place::new(file, chunk)) {
-            Entry::Occupied(chunk) => (chunk.get().room(), chunk.into_mut()),
-            Entry::Vacant(place) => (0, place.insert(Chunk::new(self.epoch, 1))),
-        };
-        let elapsed = self.epoch - chunk.epoch;
-        if elapsed > 0 {
-            chunk.age(left(&self.left, elapsed), self.epoch);
-        }
-        chunk.raise(pages);
-        self.room = self.room - before + chunk.room();
-        self.keep_within_room();
+        self.change(file, chunk, |chunk| chunk.raise(pages));
     }
 
     /// Forgets a file, which does not count as forgotten for want of room.
