@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use super::changes::Activity;
 use crate::file::StatKey;
-use crate::pagelist::{FileIdentity, HotFile, PageIndexList, Run};
+use crate::pagelist::runs::{combine, subtract};
+use crate::pagelist::{FileIdentity, HotFile, PageIndexList, RESIDENT, Run};
 
 /// The pages that have been sent.
 #[derive(Debug, Default)]
@@ -27,8 +28,8 @@ struct Sent {
     version: (u64, i64),
     /// It has changed since.
     is_stale: bool,
-    /// Sorted, without overlaps.
-    pages: Vec<(u64, u64)>,
+    /// All with one heat, so that they are as few runs as possible.
+    pages: Vec<Run>,
 }
 
 /// The pages of a round that had not been sent before.
@@ -126,58 +127,13 @@ impl Delta {
             is_stale: false,
             pages: Vec::new(),
         });
-        let new = file.runs.iter().map(|run| (run.index, run.end()));
-        sent.pages = union(sent.pages.iter().copied().chain(new).collect());
+        sent.pages = combine(&sent.pages, &file.runs, |_, _| RESIDENT);
         self.at.insert(identity.path.clone(), key);
     }
 }
 
 fn version(identity: &FileIdentity) -> (u64, i64) {
     (identity.size, identity.mtime_ns)
-}
-
-/// The pages of `runs` that are not in `taken`; both are sorted.
-fn subtract(runs: &[Run], taken: &[(u64, u64)]) -> Vec<Run> {
-    let mut left = Vec::new();
-    let mut next = 0;
-    for run in runs {
-        let mut index = run.index;
-        while taken.get(next).is_some_and(|(_, end)| *end <= index) {
-            next += 1;
-        }
-        let mut keep = |from: u64, to: u64| {
-            if from < to {
-                left.push(Run {
-                    index: from,
-                    // Part of a run, whose pages fit.
-                    pages: (to - from) as u32,
-                    heat: run.heat,
-                });
-            }
-        };
-        for &(start, end) in taken[next..]
-            .iter()
-            .take_while(|(start, _)| *start < run.end())
-        {
-            keep(index, start.max(index));
-            index = index.max(end);
-        }
-        keep(index, run.end());
-    }
-    left
-}
-
-/// The same pages in as few pieces as possible, sorted.
-fn union(mut pieces: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    pieces.sort_unstable();
-    let mut joined: Vec<(u64, u64)> = Vec::new();
-    for (start, end) in pieces {
-        match joined.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => joined.push((start, end)),
-        }
-    }
-    joined
 }
 
 #[cfg(test)]
